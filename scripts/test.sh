@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The whole test suite, in its own environment. Arguments go to pytest: bash scripts/test.sh tests/ops -x
+set -euo pipefail
+source "$(dirname "$0")/environment.sh" test
+"$PY" -m ruff check segjax configs scripts tests
+"$PY" -m ruff format --check segjax configs scripts tests
+workers="${TEST_WORKERS:-2}"
+exec "$PY" -m pytest -n "$workers" --dist loadfile "$@"

@@ -1,0 +1,36 @@
+"""Eight CPU devices, a persistent compile cache, and the folders that tests read."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()
+jax.config.update("jax_default_matmul_precision", "highest")
+_CACHE = os.environ.get("SEGJAX_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDENS = ROOT / "tests" / "goldens"
+SHARED = pathlib.Path(os.environ.get("SEGJAX_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    """Vectors and tiny checkpoints made by the originals' own code, kept in the repository."""
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """Real photographs, labels and weights; absent on most machines."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set SEGJAX_SHARED to the folder that holds data/)")
+    return folder
