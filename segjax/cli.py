@@ -1,0 +1,132 @@
+"""`segjax VERB --config=FILE.py[:ARG] [--config.key=value ...] --workdir=DIR`: finds the verb, reads its flags, gives the exit code.
+
+A verb is a module of `segjax/verbs` with `add_arguments(parser)` and `run(args) -> int`; the first line of its docstring is its help.
+Only the chosen verb is imported, so `segjax --help` starts neither jax nor any other slow library. A verb that declares the argument
+`--config` receives the loaded, overridden and locked ConfigDict as `args.config`, and what was typed as `args.config_file`.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from segjax import __version__
+from segjax.errors import ConfigError, SegjaxError
+
+_VERBS = pathlib.Path(__file__).parent / "verbs"
+EXIT_CODES = "0 done, 1 failed, 2 usage or config, 3 data, 4 weights or checkpoint, 75 preempted after a save (start again to go on)"
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""Exit codes as a shell gives them: 128 + SIGINT and 128 + SIGPIPE."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line and exit code 2, like every other mistake."""
+
+    def error(self, message: str):
+        raise ConfigError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code (`EXIT_CODES`)."""
+    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every save at INFO
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except SegjaxError as error:
+        print(f"segjax: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("segjax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has gone; point stdout elsewhere or the interpreter complains once more when it closes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def verbs() -> dict[str, str]:
+    """Name -> first line of help of every verb, read from the source without importing it."""
+    found = {}
+    for path in sorted(_VERBS.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if {"add_arguments", "run"} <= functions:
+            found[path.stem.replace("_", "-")] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return found
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if argv else ConfigError.code
+    if argv[0] == "--version":
+        print(f"segjax {__version__}")
+        return 0
+    name = argv[0]
+    known = verbs()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise ConfigError(f"unknown verb {name!r}: {hint}")
+    module = importlib.import_module(f"segjax.verbs.{name.replace('-', '_')}")
+    return int(module.run(_parse(name, module, argv[1:])) or 0)
+
+
+def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
+    """The verb's flags, with the config loaded. ConfigError for an unknown flag, naming the nearest known one."""
+    about = {"description": module.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(prog=f"segjax {name}", allow_abbrev=False, **about)
+    module.add_arguments(parser)
+    argv, overrides = _split_overrides(argv)
+    args, rest = parser.parse_known_args(argv)
+    for token in rest:
+        options = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(token.split("=")[0], options, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see `segjax {name} --help`"
+        raise ConfigError(f"segjax {name}: unknown argument {token!r}: {hint}")
+    if overrides and not getattr(args, "config", None):
+        raise ConfigError(f"{overrides[0]}: there is no --config=FILE.py that it could change")
+    if getattr(args, "config", None):
+        from segjax.verbs import config_file
+
+        args.config_file = args.config
+        args.config = config_file.load(args.config, overrides)
+    return args
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.key=value`, `--config.key value` and `--noconfig.flag` out of the arguments, as `--config.key=value` each."""
+    plain, overrides, i = [], [], 0
+    while i < len(argv):
+        token = argv[i]
+        if token.startswith(("--config.", "--noconfig.")):
+            if "=" not in token and token.startswith("--config.") and i + 1 < len(argv) and not argv[i + 1].startswith("--"):
+                i += 1
+                token = f"{token}={argv[i]}"
+            overrides.append(token)
+        else:
+            plain.append(token)
+        i += 1
+    return plain, overrides
+
+
+def _help() -> str:
+    known = verbs()
+    width = max(map(len, known))
+    lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
+    return "\n".join(
+        [
+            "usage: segjax VERB --config=FILE.py[:ARG] [--config.key=value ...] --workdir=DIR",
+            "",
+            "Semantic segmentation across domains in JAX. Verbs (`segjax VERB --help` for the flags of one):",
+            *lines,
+            "",
+            f"Exit codes: {EXIT_CODES}.",
+        ]
+    )
