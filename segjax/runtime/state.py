@@ -1,0 +1,93 @@
+"""The training state that the methods of this package share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from segjax.errors import WeightsError
+from segjax.typing import Array, Key
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes, as one pytree.
+
+    step: int32 scalar, the number of finished steps. key: typed PRNG key, constant; a step draws from `step_key()`.
+    params, batch_stats: the student. opt_state: of the optimizer. ema_params, ema_batch_stats: the teacher, None without one.
+    """
+
+    step: Array
+    key: Key
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any = None
+    ema_batch_stats: Any = None
+
+    @classmethod
+    def create(cls, key: Key, variables: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> "TrainState":
+        """State at step 0 from `{"params", "batch_stats"}` (the second may be absent). `ema` starts the teacher as a copy of the student."""
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            key=key,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else None,
+        )
+
+    @property
+    def variables(self) -> dict:
+        """The student as `model.apply` takes it."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def ema_variables(self) -> dict:
+        """The teacher as `model.apply` takes it; the student when there is no teacher."""
+        if self.ema_params is None:
+            return self.variables
+        return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
+
+    def step_key(self) -> Key:
+        """The key of this step: a function of (seed, step) alone, so a resumed run draws what the unbroken one would have."""
+        return jax.random.fold_in(self.key, self.step)
+
+    def with_variables(self, variables: dict) -> "TrainState":
+        """This state with pretrained `{"params", "batch_stats"}` in the student and, where there is one, in the teacher.
+
+        Values are cast to the state's dtypes. Without "batch_stats" the statistics stay. Raises WeightsError that lists missing,
+        unexpected and misshapen names. The result may alias `variables`: copy before donating (the training loop does).
+        """
+        params = _graft("params", self.params, variables["params"])
+        batch_stats = self.batch_stats
+        if "batch_stats" in variables:
+            batch_stats = _graft("batch_stats", self.batch_stats, variables["batch_stats"])
+        changed = self.replace(params=params, batch_stats=batch_stats)
+        return changed if self.ema_params is None else changed.replace(ema_params=params, ema_batch_stats=batch_stats)
+
+
+def path_name(path) -> str:
+    """A jax key path as text: `params/conv/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _graft(kind: str, old, new):
+    old_leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+    new_leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(new)}
+    missing = sorted(old_leaves.keys() - new_leaves.keys())
+    unexpected = sorted(new_leaves.keys() - old_leaves.keys())
+    shapes = [
+        f"{name} {tuple(new_leaves[name].shape)} for {tuple(old_leaves[name].shape)}"
+        for name in sorted(old_leaves.keys() & new_leaves.keys())
+        if tuple(new_leaves[name].shape) != tuple(old_leaves[name].shape)
+    ]
+    if missing or unexpected or shapes:
+        found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        listed = "; ".join(f"{what} {len(n)}: {', '.join(n[:5])}{' ...' if len(n) > 5 else ''}" for what, n in found if n)
+        raise WeightsError(f"{kind} do not fit the network ({listed}): choose the weights of this architecture and class count")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(new_leaves[path_name(path)], leaf.dtype), old)
