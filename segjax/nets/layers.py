@@ -1,0 +1,120 @@
+"""The layers that every network is made of: torch's semantics, NHWC, over the primitives of `segjax.ops`.
+
+Parameters and statistics are float32; `dtype` is the compute dtype. Kernels are HWIO; a transposed kernel is [k, k, in, out] with
+`kernel[i, j] = torch_weight[:, :, i, j]`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from segjax.ops import conv as ops
+from segjax.typing import Array
+
+BN_MOMENTUM = 0.1
+"""Weight of the new batch in BatchNorm's running statistics (torch's convention)."""
+
+
+def replicated(kernel: Array) -> Array:
+    """The kernel, whole on every device at its use: a kernel sharded over `fsdp` must not shard the activations by channel."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, jax.sharding.PartitionSpec())
+
+
+class Conv(nn.Module):
+    """Convolution with torch's padding. `padding=None` keeps the size at stride 1."""
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: int = 1
+    dilation: int = 1
+    padding: int | None = None
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        padding = None if self.padding is None else ((self.padding,) * 2, (self.padding,) * 2)
+        kernel = replicated(kernel.astype(self.dtype))
+        y = ops.conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution of stride 2 with a 2x2 or 3x3 kernel (see `ops.conv.conv_transpose2d`)."""
+
+    features: int
+    kernel_size: int = 2
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, output_size: tuple[int, int] | None = None) -> Array:
+        init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform", in_axis=-2, out_axis=-1)
+        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+        y = ops.conv_transpose2d(x.astype(self.dtype), replicated(kernel.astype(self.dtype)), output_size=output_size)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over batch and space, as torch: biased variance to normalise, unbiased in the running statistics.
+
+    Under `jit` with a sharded batch the statistics are those of the whole batch (synchronised). Statistics are float32.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = BN_MOMENTUM
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(x, axes, dtype=jnp.float32)
+            square = jnp.mean(jnp.square(x.astype(jnp.float32)), axes)
+            var = jnp.maximum(square - jnp.square(mean), 0.0)
+            if not self.is_initializing():
+                n = x.size // c
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * jax.lax.stop_gradient(mean)
+                running_var.value = keep * running_var.value + self.momentum * jax.lax.stop_gradient(var) * (n / max(n - 1, 1))
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class PReLU(nn.Module):
+    """max(x, 0) + slope * min(x, 0), one slope for all channels or one each; slope starts at 0.25."""
+
+    per_channel: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1] if self.per_channel else 1,))
+        return jnp.where(x >= 0, x, x * slope.astype(x.dtype))
+
+
+class ChannelDropout(nn.Module):
+    """Drop whole channels of an image with probability `rate` and scale the rest by 1 / (1 - rate) (torch's `Dropout2d`)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0], 1, 1, x.shape[-1]))
+        return x * (keep / (1 - self.rate)).astype(x.dtype)

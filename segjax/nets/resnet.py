@@ -1,0 +1,84 @@
+"""ResNet-50/101 with bottlenecks, dilated for segmentation; the repeated blocks of each stage are scanned.
+
+`style="caffe"` is the DeepLab family's (AdaptSegNet model/deeplab_multi.py and its heirs): the stride sits on the first 1x1, pooling rounds
+up (`ceil_mode`), every block of a dilated stage is dilated. `style="torchvision"` puts the stride on the 3x3, and the first
+block of a stage whose stride became a dilation keeps the previous dilation (`replace_stride_with_dilation`).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from segjax.nets.layers import BatchNorm, Conv
+from segjax.ops.pooling import max_pool
+from segjax.typing import Array
+
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with BatchNorm, added to the input or to its projection."""
+
+    width: int
+    stride: int = 1
+    dilation: int = 1
+    project: bool = False
+    stride_in_1x1: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
+        conv = lambda features, name, **k: Conv(features, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name=name, **k)
+        norm = lambda name: BatchNorm(dtype=self.dtype, name=name)
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = nn.relu(norm("bn1")(conv(self.width, "conv1", kernel_size=(1, 1), stride=first)(x), train))
+        y = nn.relu(norm("bn2")(conv(self.width, "conv2", stride=second, dilation=self.dilation)(y), train))
+        y = norm("bn3")(conv(4 * self.width, "conv3", kernel_size=(1, 1))(y), train)
+        if self.project:
+            x = norm("downsample_bn")(conv(4 * self.width, "downsample_conv", kernel_size=(1, 1), stride=self.stride)(x), train)
+        return nn.relu(x + y), None
+
+
+class ResNet(nn.Module):
+    """Backbone over normalised images [B,H,W,3]: the list of the outputs of layer1..layer4 (strides 4, 8, 8, 8 by default).
+
+    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis).
+    """
+
+    depth: int | Sequence[int] = 101
+    width: int = 64
+    strides: Sequence[int] = (1, 2, 1, 1)
+    dilations: Sequence[int] = (1, 1, 2, 4)
+    style: str = "caffe"
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    unroll: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> list[Array]:
+        depths = DEPTHS[self.depth] if isinstance(self.depth, int) else tuple(self.depth)
+        caffe = self.style == "caffe"
+        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, stride_in_1x1=caffe)
+        stem = Conv(self.width, (7, 7), 2, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(stem(x.astype(self.dtype)), train))
+        x = max_pool(x, ceil_mode=caffe)
+        outputs, previous = [], 1
+        for n, (blocks, stride, dilation) in enumerate(zip(depths, self.strides, self.dilations, strict=True)):
+            width = self.width * 2**n
+            first = dilation if caffe else (previous if stride == 1 else 1)
+            x, _ = Bottleneck(width, stride, first, project=True, name=f"layer{n + 1}_0", **shared)(x, train)
+            if blocks > 1:
+                rest = nn.scan(
+                    Bottleneck,
+                    variable_axes={"params": 0, "batch_stats": 0},
+                    split_rngs={"params": True},
+                    in_axes=nn.broadcast,
+                    length=blocks - 1,
+                    unroll=self.unroll,
+                )
+                x, _ = rest(width, 1, dilation, name=f"layer{n + 1}_rest", **shared)(x, train)
+            outputs.append(x)
+            previous = dilation
+        return outputs

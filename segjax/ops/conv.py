@@ -1,0 +1,173 @@
+"""The convolution primitives of the whole package, each in the form its platform runs well.
+
+XLA reverses between platforms, so the form is chosen at lowering by `jax.lax.platform_dependent`. On CPU the gradient of a
+`lax` convolution inside a loop is not canonicalised and runs 10-18x slower, and a 1x1 convolution is best as a product; on
+CUDA and TPU `lax`'s own gradient is kept. All kernels are HWIO, all images NHWC, all paddings those of torch (symmetric,
+`dilation * (k - 1) / 2` by default). Weight gradients on CPU are one product a tap, so the same code serves scanned layers.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from segjax.typing import Array
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def same_padding(kernel_size: tuple[int, int], dilation: int = 1) -> Padding:
+    """Torch's symmetric padding that keeps the size of a stride-1 convolution with an odd kernel."""
+    return tuple((dilation * (k - 1) // 2,) * 2 for k in kernel_size)  # pyright: ignore[reportReturnType]
+
+
+def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, padding: Padding | None = None) -> Array:
+    """Cross-correlation of x [B,H,W,I] with kernel [kh,kw,I,O], as torch's `conv2d`.
+
+    A 1x1 kernel is a matrix product everywhere; a kernel as large as its stride is one product over space-to-depth patches.
+    """
+    kh, kw = kernel.shape[:2]
+    padding = same_padding((kh, kw), dilation) if padding is None else padding
+    if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if kh == kw == stride and padding == ((0, 0), (0, 0)):
+        return _patches(x, stride) @ kernel.reshape(-1, kernel.shape[-1])
+    return _conv(x, kernel, stride, dilation, padding)
+
+
+def _patches(x: Array, size: int) -> Array:
+    b, h, w, c = x.shape
+    x = x[:, : h // size * size, : w // size * size].reshape(b, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+
+
+def _lax_conv(x: Array, kernel: Array, stride: int, dilation: int, padding: Padding) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, None, (dilation, dilation), ("NHWC", "HWIO", "NHWC"))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x, kernel, stride, dilation, padding):
+    return _lax_conv(x, kernel, stride, dilation, padding)
+
+
+def _conv_fwd(x, kernel, stride, dilation, padding):
+    return _lax_conv(x, kernel, stride, dilation, padding), (x, kernel)
+
+
+def _conv_bwd(stride, dilation, padding, saved, dy):
+    def reference(x, kernel, dy):
+        return jax.vjp(lambda a, b: _lax_conv(a, b, stride, dilation, padding), x, kernel)[1](dy)
+
+    def products(x, kernel, dy):
+        dx = _input_gradient(x, kernel, dy, stride, dilation, padding)
+        return dx, _kernel_gradient(x, kernel, dy, stride, dilation, padding)
+
+    return lax.platform_dependent(*saved, dy, cpu=products, default=reference)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _input_gradient(x, kernel, dy, stride, dilation, padding):
+    """d loss / d x: a stride-1 convolution with the flipped kernel, or one product a tap when strided."""
+    (top, bottom), (left, right) = padding
+    kh, kw = kernel.shape[:2]
+    if stride == 1:
+        reach = (dilation * (kh - 1), dilation * (kw - 1))
+        back = ((reach[0] - top, reach[0] - bottom), (reach[1] - left, reach[1] - right))
+        return _lax_conv(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2), 1, dilation, back)
+    b, h, w, c = x.shape
+    ho, wo = dy.shape[1:3]
+    dx = jnp.zeros((b, h + top + bottom, w + left + right, c), dy.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            rows, columns = (
+                slice(i * dilation, i * dilation + (ho - 1) * stride + 1, stride),
+                slice(j * dilation, j * dilation + (wo - 1) * stride + 1, stride),
+            )
+            dx = dx.at[:, rows, columns].add(dy @ kernel[i, j].T)
+    return dx[:, top : top + h, left : left + w]
+
+
+def _kernel_gradient(x, kernel, dy, stride, dilation, padding):
+    """d loss / d kernel: for each tap, (shifted input)^T @ dy over all the pixels where the tap meets the image."""
+    kh, kw, ci, co = kernel.shape
+    taps = [
+        [_tap_gradient(x, dy, i * dilation - padding[0][0], j * dilation - padding[1][0], stride) for j in range(kw)] for i in range(kh)
+    ]
+    return jnp.stack([jnp.stack(row) for row in taps]).astype(kernel.dtype)
+
+
+def _tap_gradient(x, dy, row, column, stride):
+    """Product of x moved by (row, column) with dy, over the outputs whose input lies inside the image."""
+    (first_y, last_y), (first_x, last_x) = (
+        _meeting(x.shape[1], dy.shape[1], row, stride),
+        _meeting(x.shape[2], dy.shape[2], column, stride),
+    )
+    if last_y < first_y or last_x < first_x:
+        return jnp.zeros((x.shape[-1], dy.shape[-1]), dy.dtype)
+    part = dy[:, first_y : last_y + 1, first_x : last_x + 1]
+    y0, x0 = first_y * stride + row, first_x * stride + column
+    moved = x[:, y0 : y0 + (last_y - first_y) * stride + 1 : stride, x0 : x0 + (last_x - first_x) * stride + 1 : stride]
+    return jnp.einsum("bhwi,bhwo->io", moved, part)
+
+
+def _meeting(size: int, outputs: int, offset: int, stride: int) -> tuple[int, int]:
+    """First and last output index o with 0 <= o * stride + offset < size."""
+    return max(0, -(offset // stride)), min(outputs - 1, (size - 1 - offset) // stride)
+
+
+def conv_transpose2d(x: Array, kernel: Array, *, output_size: tuple[int, int] | None = None) -> Array:
+    """Transposed convolution of stride 2 as one product and depth-to-space: x [B,h,w,I], kernel [k,k,I,O], k = 2 or 3.
+
+    k = 2 is torch's `ConvTranspose2d(kernel=2, stride=2)`, k = 3 its `ConvTranspose2d(3, stride=2, padding=1, output_padding=1)`;
+    `kernel[i, j]` is torch's `weight[:, :, i, j]`. Output [B,2h,2w,O], cropped to `output_size` when that is one less.
+    """
+    b, h, w, _ = x.shape
+    o = kernel.shape[-1]
+    if kernel.shape[0] == 2:
+        y = x @ kernel.transpose(2, 0, 1, 3).reshape(-1, 4 * o)
+    else:
+        y = _neighbours(x) @ _phase_kernel(kernel)
+    y = y.reshape(b, h, w, 2, 2, o).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, o)
+    return y if output_size is None else y[:, : output_size[0], : output_size[1]]
+
+
+def _neighbours(x: Array) -> Array:
+    """x with its right, lower and lower-right neighbours as channels [B,h,w,4I]; zero beyond the edge."""
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return jnp.concatenate([x[:, :-1, :-1], x[:, :-1, 1:], x[:, 1:, :-1], x[:, 1:, 1:]], axis=-1)
+
+
+def _phase_kernel(kernel: Array) -> Array:
+    """The 3x3 kernel as [4I, 4O]: output phase (p, q) takes tap 1 (phase 0), taps 2 and 0 of here and the neighbour (phase 1)."""
+    taps = {(0, 0): 1, (1, 0): 2, (1, 1): 0}  # (phase, neighbour) -> tap; phase 0 meets no neighbour
+    zero = jnp.zeros_like(kernel[0, 0])
+    rows = []
+    for down in (0, 1):
+        for right in (0, 1):
+            meets = [(taps.get((p, down)), taps.get((q, right))) for p in (0, 1) for q in (0, 1)]
+            rows.append(jnp.concatenate([zero if i is None or j is None else kernel[i, j] for i, j in meets], axis=-1))
+    return jnp.concatenate(rows, axis=0)
+
+
+def atrous_sum(x: Array, kernels: Array, biases: Array, dilations: tuple[int, ...]) -> Array:
+    """Sum of 3x3 atrous convolutions of one input (DeepLabV2's classifier) as one product and shifted additions.
+
+    x [B,h,w,I], kernels [R,3,3,I,O], biases [R,O]. The R centre taps are one tap. Exact; each product is made once and its
+    rows are moved, so the input is read once instead of 9R times.
+    """
+    b, h, w, _ = x.shape
+    taps = [(0, 0, kernels[:, 1, 1].sum(0))]
+    for r, dilation in enumerate(dilations):
+        taps += [((i - 1) * dilation, (j - 1) * dilation, kernels[r, i, j]) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    taps = [tap for tap in taps if abs(tap[0]) < h and abs(tap[1]) < w]
+    o = kernels.shape[-1]
+    products = x @ jnp.concatenate([kernel for _, _, kernel in taps], axis=-1)
+    total = jnp.zeros((b, h, w, o), products.dtype) + biases.sum(0).astype(products.dtype)
+    for n, (row, column, _) in enumerate(taps):
+        part = products[..., n * o : (n + 1) * o]
+        part = part[:, max(row, 0) : h + min(row, 0), max(column, 0) : w + min(column, 0)]
+        total = total + jnp.pad(part, ((0, 0), (max(-row, 0), max(row, 0)), (max(-column, 0), max(column, 0)), (0, 0)))
+    return total
