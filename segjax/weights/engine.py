@@ -1,0 +1,196 @@
+"""One strict engine between a public checkpoint's names and segjax's parameter tree, in both directions.
+
+A layout is data: a tuple of `Rule`s. The tree of the actual network (`jax.eval_shape` of its init) decides which parameters exist,
+so one table serves every width, depth and class count. Nothing is skipped in silence: every source key is used or matches an `ignore`
+pattern, every parameter is set, every shape is checked; whatever is left is listed in one WeightsError.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from segjax.errors import WeightsError
+from segjax.weights import safetensors_io
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What happens to one array on the way in, and its exact inverse on the way out."""
+
+    to_segjax: Callable[[np.ndarray], np.ndarray]
+    to_source: Callable[[np.ndarray], np.ndarray]
+
+
+IDENTITY = Transform(lambda x: x, lambda x: x)
+CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+"""torch OIHW <-> HWIO."""
+CONV_TRANSPOSE = Transform(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1))
+"""torch [in, out, kh, kw] <-> [kh, kw, in, out] (segjax.nets.layers.ConvTranspose)."""
+DENSE = Transform(lambda x: x.T, lambda x: x.T)
+"""torch [out, in] <-> [in, out]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Parameters whose whole path matches `path` come from the source key `source`.
+
+    path: regular expression over a full segjax path, e.g. r"params/(layer\\d)/blocks/(conv\\d)/kernel".
+    source: template filled with the expression's groups as {0}, {1}, ...; the word {i} marks a scanned parameter: its leading axis
+        stacks the sources of i = first, first + 1, ... (as many as the axis is long). A tuple of keys spells such a stack out.
+    """
+
+    path: str
+    source: str | tuple[str, ...]
+    transform: Transform = IDENTITY
+    first: int = 0
+
+    @property
+    def stacked(self) -> bool:
+        return isinstance(self.source, tuple) or "{i}" in self.source
+
+    def keys(self, groups: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
+        """The source keys of a parameter of this shape, whose match gave `groups`."""
+        if isinstance(self.source, tuple):
+            return list(self.source)
+        return [self.source.format(*groups, i=self.first + i) for i in range(shape[0] if self.stacked else 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A public layout: its rules, first match wins, and the source keys that mean nothing here (regular expressions)."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    ignore: tuple[str, ...] = ()
+
+
+def _sources(path: str, shape: tuple[int, ...], rules: Iterable[Rule]) -> tuple[Rule, list[str]] | None:
+    for rule in rules:
+        match = re.fullmatch(rule.path, path)
+        if match:
+            return rule, rule.keys(match.groups(), shape)
+    return None
+
+
+def _first(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return f"{len(names)}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+
+
+def to_segjax(
+    source: Mapping[str, np.ndarray], layout: Layout, like: Mapping[str, Any], *, name: str = "checkpoint"
+) -> dict[str, np.ndarray]:
+    """Source arrays -> {segjax path: float32 array} for every path of `like` (flat; leaves with .shape).
+
+    WeightsError: lists unused source keys, parameters without a source and wrong shapes, the first 10 of each with their counts.
+    """
+    result: dict[str, np.ndarray] = {}
+    used: set[str] = set()
+    unset: list[str] = []
+    wrong: list[str] = []
+    for path, leaf in like.items():
+        shape = tuple(leaf.shape)
+        found = _sources(path, shape, layout.rules)
+        missing = ["no rule"] if found is None else [key for key in found[1] if key not in source]
+        if found is None or missing:
+            unset.append(f"{path} ({', '.join(missing[:3])})")
+            used.update(() if found is None else found[1])
+            continue
+        rule, keys = found
+        used.update(keys)
+        try:
+            parts = [rule.transform.to_segjax(source[key]) for key in keys]
+        except ValueError:
+            wrong.append(f"{keys[0]} {source[keys[0]].shape} does not fit {path} {shape}")
+            continue
+        expected = shape[1:] if rule.stacked else shape
+        bad = [key for key, part in zip(keys, parts, strict=True) if part.shape != expected]
+        if bad or (rule.stacked and len(parts) != shape[0]):
+            bad = bad or keys
+            wrong.append(f"{bad[0]} {source[bad[0]].shape} does not fit {path} {shape}")
+            continue
+        result[path] = np.asarray(np.stack(parts) if rule.stacked else parts[0], np.float32, order="C")
+    unused = [key for key in source if key not in used and not any(re.fullmatch(p, key) for p in layout.ignore)]
+    _complain(name, layout.name, unused, unset, wrong)
+    return result
+
+
+def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables") -> dict[str, np.ndarray]:
+    """The way back: {segjax path: array} -> {source key: array}, scanned parameters taken apart. WeightsError: a path without a rule."""
+    result: dict[str, np.ndarray] = {}
+    without = []
+    for path, value in flat.items():
+        value = np.asarray(value)
+        found = _sources(path, value.shape, layout.rules)
+        if found is None:
+            without.append(path)
+            continue
+        rule, keys = found
+        for key, part in zip(keys, value if rule.stacked else [value], strict=True):
+            result[key] = np.asarray(rule.transform.to_source(part), order="C")
+    _complain(name, layout.name, [], without, [])
+    return result
+
+
+def _complain(name: str, layout: str, unused: list[str], unset: list[str], wrong: list[str]) -> None:
+    reasons = []
+    if wrong:
+        reasons.append(f"wrong shapes {_first(wrong)}")
+    if unset:
+        reasons.append(f"parameters without a source {_first(unset)}")
+    if unused:
+        reasons.append(f"unused source keys {_first(unused)}")
+    if reasons:
+        raise WeightsError(
+            f"{name}: does not fit the network under layout {layout}: {'; '.join(reasons)}: check architecture, classes and layout"
+        )
+
+
+def load_variables(path: Any, like: Mapping[str, Any], skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Nested variables {"params", "batch_stats"} out of a segjax safetensors file, every leaf checked against `like` (shape and presence).
+
+    like: nested tree of ShapeDtypeStructs or arrays. A leaf whose path (`params/a/kernel`) matches a regular expression of `skip`
+        (re.search) keeps the value that `like` has, and the file may hold anything or nothing there: a fresh classifier, say.
+    Values come in the type of `like`'s leaf. WeightsError: missing, surplus or misshapen leaves, a damaged file.
+    """
+    arrays, _ = safetensors_io.read(path)
+    skips = [re.compile(pattern) for pattern in skip]
+    kept = lambda name: any(pattern.search(name) for pattern in skips)
+    wanted = safetensors_io.flatten(like)
+    wrong = []
+    result = {}
+    for name, leaf in wanted.items():
+        if kept(name):
+            result[name] = leaf
+        elif name in arrays:
+            if arrays[name].shape != tuple(leaf.shape):
+                wrong.append(f"{name} {arrays[name].shape} does not fit {tuple(leaf.shape)}")
+            result[name] = arrays[name].astype(leaf.dtype, copy=False)
+    unset = [name for name in wanted if name not in result]
+    unused = [name for name in arrays if name not in wanted and not kept(name)]
+    _complain(str(path), "segjax", unused, unset, wrong)
+    return safetensors_io.unflatten(result)
+
+
+def adapt_classifier(variables: Mapping[str, Any], index: Any, *, classifier: str, axis: Mapping[str, int] | int = -1) -> dict[str, Any]:
+    """Cut or reorder the class axis of the final layer: new class k is old class `index[k]`.
+
+    variables: nested arrays. index: int [K_new], each in 0..K_old-1. classifier: regular expression (re.search) over flat paths that
+    picks the final layer's kernel and bias. axis: the class axis. Example: 20 Torch7 outputs -> 19 train ids is index 1..19.
+    WeightsError: the expression picks nothing, or an index lies outside the classes.
+    """
+    index = np.asarray(index, np.int64)
+    flat = safetensors_io.flatten(variables)
+    picked = [path for path in flat if re.search(classifier, path)]
+    if not picked:
+        raise WeightsError(f"classifier={classifier!r} matches no parameter: the network has {_first(flat)}")
+    for path in picked:
+        where = axis if isinstance(axis, int) else axis[path.rsplit("/", 1)[-1]]
+        classes = flat[path].shape[where]
+        if index.size == 0 or index.min() < 0 or index.max() >= classes:
+            raise WeightsError(f"{path}: index {index.tolist()} must stay within its {classes} classes")
+        flat[path] = np.take(np.asarray(flat[path]), index, axis=where)
+    return safetensors_io.unflatten(flat)

@@ -1,0 +1,119 @@
+"""Flat dicts of arrays to and from safetensors files, single or sharded, with metadata and a sha256."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches numpy bfloat16 by name, which safetensors looks up)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from segjax.errors import WeightsError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> {"params/a/kernel": leaf}, sorted by path. Leaves are anything that is not a mapping."""
+    flat: dict[str, Any] = {}
+    for name in sorted(tree):
+        value = tree[name]
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = value
+    return tree
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hex sha256 of a file's bytes, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write arrays under their names, through a temporary file that replaces `path` whole or not at all.
+
+    `metadata` maps text to text and lands in the file's header. Device arrays are fetched to the host.
+    """
+    path = pathlib.Path(path)
+    # Not np.ascontiguousarray: it would turn a scalar into a vector of one.
+    host = {name: np.asarray(value, order="C") for name, value in sorted(arrays.items())}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(host, str(temporary), dict(metadata or {}))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error}): choose a folder with room and write access") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and header metadata of a safetensors file, an index file, or a folder that holds either.
+
+    A sharded set (`*.safetensors.index.json`) is read whole; every tensor that the index names must be in the shard that it names.
+    WeightsError: missing, truncated or otherwise unreadable file, index and shards that disagree.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        found = [path / name for name in (INDEX, SINGLE) if (path / name).is_file()]
+        if not found:
+            raise WeightsError(f"{path}: holds neither {SINGLE} nor {INDEX}: name the weights file itself")
+        path = found[0]
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file: check the path or convert the checkpoint with `segjax convert`")
+    return _read_sharded(path) if path.suffix == ".json" else _read_single(path)
+
+
+def _read_single(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise WeightsError(
+            f"{path}: not a complete safetensors file ({size} bytes; {error}): fetch it again, or run `segjax convert` if it is a pickle"
+        ) from error
+
+
+def _read_sharded(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        places = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not a safetensors index (needs a JSON object with weight_map): {error!r}") from error
+    arrays: dict[str, np.ndarray] = {}
+    metadata: dict[str, str] = {}
+    for shard in sorted(set(places.values())):
+        if pathlib.PurePath(shard).name != shard:
+            raise WeightsError(f"{path}: shard {shard!r} is not a plain file name beside the index: the index is not to be trusted")
+        part, more = read(path.parent / shard)
+        metadata.update(more)
+        arrays.update({name: value for name, value in part.items() if places.get(name) == shard})
+    missing = sorted(set(places) - set(arrays))
+    if missing:
+        raise WeightsError(f"{path}: {len(missing)} tensors of the index are in no shard, first {missing[:10]}: fetch the shards again")
+    return arrays, metadata

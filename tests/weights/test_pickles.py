@@ -1,0 +1,158 @@
+"""The restricted reader of torch.save files: what it reads, and what it refuses."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from segjax.errors import WeightsError
+from segjax.weights import pickles, wrappers
+
+
+class _Malicious:
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.flag}",)
+
+
+def _zip(path, payload: bytes, **files):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", payload)
+        for name, data in files.items():
+            archive.writestr(f"archive/{name}", data)
+
+
+def _legacy(path, *objects):
+    with open(path, "wb") as file:
+        for item in (pickles.LEGACY_MAGIC, pickles.LEGACY_PROTOCOL, {"little_endian": True}, *objects):
+            pickle.dump(item, file, protocol=2)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_malicious_pickle_is_named_and_not_executed(tmp_path, form):
+    flag, path = tmp_path / "executed", tmp_path / "bad.pth"
+    content = {"weight": _Malicious(flag)}
+    if form == "zip":
+        _zip(path, pickle.dumps(content, protocol=2))
+    else:
+        _legacy(path, content, [])
+    with pytest.raises(WeightsError, match=r"bad\.pth.*posix\.system.*nothing in it was executed"):
+        pickles.read(path)
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize("name", ["builtins\neval", "builtins\ngetattr", "torch.storage\n_load_from_bytes", "torch\nload", "os\nsystem"])
+def test_names_outside_the_list_are_refused(tmp_path, name):
+    path = tmp_path / "bad.pth"
+    _zip(path, b"\x80\x02c" + name.encode() + b"\n.")
+    with pytest.raises(WeightsError, match=name.replace("\n", r"\.")):
+        pickles.read(path)
+
+
+def test_a_pickle_cannot_change_what_it_is_handed(tmp_path):
+    path = tmp_path / "bad.pth"
+    _zip(path, b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x09\x00\x00\x00_functionNsb.")
+    with pytest.raises(WeightsError, match="may not set the state"):
+        pickles.read(path)
+
+
+def test_a_tensor_may_not_reach_outside_its_storage(tmp_path):
+    torch = pytest.importorskip("torch")
+    path, wide = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save({"a": torch.arange(6.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        payload = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    _zip(wide, payload.replace(b"K\x06\x85q", b"K\x60\x85q"), **{"data/0": np.arange(6.0, dtype=np.float32).tobytes()})
+    with pytest.raises(WeightsError, match="reaches element 95"):
+        pickles.read(wide)
+
+
+@pytest.mark.parametrize("zip_form", [True, False])
+def test_every_type_stride_and_shared_storage(tmp_path, zip_form):
+    torch = pytest.importorskip("torch")
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tensors = {
+        "f64": torch.linspace(0, 1, 5, dtype=torch.float64),
+        "f16": torch.linspace(0, 1, 5).half(),
+        "bf16": torch.linspace(0, 1, 5).bfloat16(),
+        **{str(t): torch.arange(3).to(t) for t in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)},
+        "bool": torch.tensor([True, False]),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "transposed": base.T,
+        "window": base[1:3, 2:5],
+        "expanded": torch.tensor([[1.0], [2.0]]).expand(2, 4),
+        "last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(torch.rand(2)),
+    }
+    content = {"state_dict": torch.nn.Module().state_dict() | tensors, "epoch": 3, "miou": np.float64(0.5), "names": ("a", ["b"])}
+    torch.save(content, tmp_path / "all.pth", _use_new_zipfile_serialization=zip_form)
+    got = pickles.read(tmp_path / "all.pth")
+    assert (got["epoch"], got["miou"], got["names"]) == (3, 0.5, ("a", ["b"]))
+    for name, tensor in tensors.items():
+        array = got["state_dict"][name]
+        assert array.dtype.name == str(tensor.dtype).removeprefix("torch."), name
+        assert array.shape == tuple(tensor.shape), name
+        np.testing.assert_array_equal(array.astype(np.float64), tensor.detach().double().numpy(), err_msg=name)
+    assert np.shares_memory(got["state_dict"]["transposed"], got["state_dict"]["window"])
+    assert not got["state_dict"]["window"].flags.writeable
+
+
+@pytest.mark.parametrize("file", ["resnet_torchvision/resnet50-tiny.pth", "deeplabv2_resnet_scale/DeepLab_resnet_pretrained_init-tiny.pth"])
+def test_truncation_at_any_place_is_an_error(goldens, tmp_path, file):
+    data = (goldens / file).read_bytes()
+    path = tmp_path / "cut.pth"
+    for keep in (3, 50, 1000, len(data) // 2, len(data) - 30):
+        path.write_bytes(data[:keep])
+        with pytest.raises(WeightsError, match=r"cut\.pth"):
+            pickles.read(path)
+
+
+def test_a_flipped_bit_in_a_tensor_of_a_zip_is_an_error(goldens, tmp_path):
+    data = bytearray((goldens / "resnet_torchvision/resnet50-tiny.pth").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(data)
+    with pytest.raises(WeightsError, match="CRC"):
+        pickles.read(tmp_path / "flipped.pth")
+
+
+def test_torchscript_and_foreign_zips_are_named(tmp_path):
+    _zip(tmp_path / "script.pt", pickle.dumps({}), **{"constants.pkl": b""})
+    with pytest.raises(WeightsError, match="TorchScript"):
+        pickles.read(tmp_path / "script.pt")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme", "x")
+    with pytest.raises(WeightsError, match="not from torch.save"):
+        pickles.read(tmp_path / "other.zip")
+
+
+def test_unwrap_takes_off_wrappers_and_prefixes():
+    x = np.zeros(2)
+    assert wrappers.unwrap({"module.a": x})[1] == ("module.",)
+    arrays, removed = wrappers.unwrap({"meta": {}, "state_dict": {"module.model.a.b": x, "module.ema_model.a.b": x + 1}, "optimizer": {}})
+    assert removed == ("state_dict", "module.", "model.") and list(arrays) == ["a.b"] and arrays["a.b"][0] == 0
+    assert wrappers.unwrap({"model.a": x, "ema_model.a": x + 1, "imnet_model.a": x}, branch="ema_model")[0]["a"][0] == 1
+    assert list(wrappers.unwrap({"Scale.conv1.weight": x, "Scale.bn1.weight": x})[0]) == ["conv1.weight", "bn1.weight"]
+    assert list(wrappers.unwrap({"module.a": x, "b": x, "input_resolution": 224})[0]) == ["module.a", "b"]
+    with pytest.raises(WeightsError, match="no network 'ema_model'"):
+        wrappers.unwrap({"model.a": x}, branch="ema_model")
+    with pytest.raises(WeightsError, match="no state dict"):
+        wrappers.unwrap({"epoch": 3, "miou": 0.5})
+
+
+def test_the_kind_of_a_file_is_read_from_its_bytes(goldens, tmp_path):
+    assert wrappers.kind(goldens / "resnet_torchvision/resnet50-tiny.pth") == "torch"
+    assert wrappers.kind(goldens / "deeplabv2_resnet_scale/DeepLab_resnet_pretrained_init-tiny.pth") == "torch"
+    (tmp_path / "net.t7").write_bytes(b"\x04\x00\x00\x00\x01\x00\x00\x00\x03\x00\x00\x00V 1")
+    assert wrappers.kind(tmp_path / "net.t7") == "torch7"
+    buffer = io.BytesIO(b"hello, I am a text file")
+    (tmp_path / "text").write_bytes(buffer.getvalue())
+    with pytest.raises(WeightsError, match="no torch, safetensors or Torch7"):
+        wrappers.kind(tmp_path / "text")
+    with pytest.raises(WeightsError, match="no such file"):
+        wrappers.kind(tmp_path / "absent")
