@@ -1,0 +1,164 @@
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+
+from segjax.data.dataset import Dataset
+from segjax.data.label_spaces import get
+from segjax.data.pipeline import evaluation_batches, training_batches
+from segjax.errors import ConfigError, DataError
+
+
+class Coded(Dataset):
+    """Image i is filled with i (red) and pixel positions; its label holds i. Counts label reads. Defined at module level for workers."""
+
+    label_space = get("cityscapes19")
+
+    def __init__(self, length, size=(12, 16), labelled=True, bad=None):
+        super().__init__()
+        self.length, self.size, self.labelled, self.bad, self.label_reads = length, size, labelled, bad, []
+
+    def __len__(self):
+        return self.length
+
+    def __repr__(self):
+        return f"Coded({self.length}, {self.size})"
+
+    def _load(self, index):
+        if index == self.bad:
+            raise DataError(f"{index}.png cannot be read")
+        y, x = np.mgrid[: self.size[0], : self.size[1]].astype(np.uint8)
+        example = {"image": np.stack([np.full_like(y, index), y, x], -1), "name": f"{index}.png"}
+        if self.labelled:
+            self.label_reads.append(index)
+            example["label"] = np.full(self.size, index, np.uint8)
+        return example
+
+
+def collect(source=None, target=None, **changes):
+    options = dict(batch_size=4, crop=(8, 8), scale=(0.8, 1.5), seed=7, steps=6) | changes
+    return list(training_batches(source or Coded(7), target, **options))
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys()
+        assert all((one[key] == other[key]).all() and one[key].dtype == np.uint8 for key in one)
+
+
+def test_shapes_pairing_and_different_sizes():
+    batches = collect(Coded(7), Coded(5, (20, 10)), target_batch_size=2)
+    assert len(batches) == 6
+    for batch in batches:
+        assert {key: value.shape for key, value in batch.items()} == {
+            "source_image": (4, 8, 8, 3),
+            "source_label": (4, 8, 8),
+            "target_image": (2, 8, 8, 3),
+        }
+        known = batch["source_label"] != 255
+        assert (batch["source_image"][..., 0][known] == batch["source_label"][known]).all()
+
+
+def test_each_epoch_visits_every_example_once_in_a_new_order():
+    seen = np.concatenate([b["source_label"][:, 0, 0] for b in collect(Coded(8), scale=(1, 1), steps=8)]).reshape(4, 8)
+    assert (np.sort(seen, axis=1) == np.arange(8)).all()
+    assert len({tuple(epoch) for epoch in seen}) > 1
+    other = collect(Coded(8), scale=(1, 1), steps=8, seed=8)
+    assert any((a["source_label"] != b["source_label"]).any() for a, b in zip(collect(Coded(8), scale=(1, 1), steps=8), other, strict=True))
+
+
+def test_source_and_target_take_different_orders():
+    batches = collect(Coded(8), Coded(8), scale=(1, 1), steps=4)
+    assert any((b["source_image"][:, 0, 0, 0] != b["target_image"][:, 0, 0, 0]).any() for b in batches)
+
+
+def test_resume_is_exact():
+    whole = collect(Coded(7), Coded(5))
+    same(whole[2:], collect(Coded(7), Coded(5), start_step=2))
+    same(whole[:3], collect(Coded(7), Coded(5), steps=3))
+    assert collect(start_step=6) == []
+
+
+def test_hosts_share_one_order():
+    whole = collect(Coded(7), Coded(5), start_step=1)
+    halves = [collect(Coded(7), Coded(5), start_step=1, process_index=p, process_count=2) for p in range(2)]
+    same(whole, [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)])
+
+
+def test_workers_share_one_order_and_stop():
+    before = len(multiprocessing.active_children())
+    same(collect(Coded(7), Coded(5)), collect(Coded(7), Coded(5), workers=2))
+    iterator = training_batches(Coded(7), batch_size=4, crop=(8, 8), seed=7, steps=1000, workers=1)
+    next(iterator)
+    assert len(multiprocessing.active_children()) > before
+    iterator.close()
+    deadline = time.time() + 20
+    while len(multiprocessing.active_children()) > before and time.time() < deadline:
+        time.sleep(0.1)
+    assert len(multiprocessing.active_children()) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_reaches_the_caller(workers):
+    with pytest.raises(Exception, match="3.png cannot be read") as caught:
+        collect(Coded(7, bad=3), workers=workers)
+    assert isinstance(caught.value, DataError)
+
+
+def test_target_labels_are_never_read():
+    target = Coded(5)
+    assert "target_label" not in collect(Coded(7), target)[0] and target.label_reads == []
+    with_labels = collect(Coded(7), target, target_labels=True, scale=(1, 1))[0]
+    assert (with_labels["target_label"] == with_labels["target_image"][..., 0]).all()
+
+
+def test_errors_come_before_the_first_batch():
+    options = dict(batch_size=4, crop=(8, 8), seed=0, steps=1)
+    with pytest.raises(DataError, match="is empty"):
+        training_batches(Coded(0), **options)
+    with pytest.raises(DataError, match="crop 64x64 is larger than 16x12 in 0.png"):
+        training_batches(Coded(3), **options | {"crop": (64, 64)})
+    with pytest.raises(DataError, match="crop 8x8 is larger than 6x6"):
+        training_batches(Coded(3), Coded(3, (6, 6)), **options)
+    with pytest.raises(DataError, match="must be labelled"):
+        training_batches(Coded(3, labelled=False), **options)
+    with pytest.raises(ConfigError, match="batch_size=4 must be a positive multiple of the 3 processes"):
+        training_batches(Coded(3), process_count=3, **options)
+    with pytest.raises(ConfigError, match="scale"):
+        training_batches(Coded(3), scale=(2, 1), **options)
+    with pytest.raises(DataError, match="is empty"):
+        evaluation_batches(Coded(0), batch_size=2)
+
+
+def test_a_batch_larger_than_the_data_set_repeats_it():
+    batch = collect(Coded(2), batch_size=6, scale=(1, 1), steps=1)[0]
+    assert np.bincount(batch["source_label"][:, 0, 0]).tolist() == [3, 3]
+
+
+def test_evaluation_visits_all_once_and_pads():
+    batches = list(evaluation_batches(Coded(5), batch_size=2, size=(6, 8)))
+    assert [b["name"] for b in batches] == [["0.png", "1.png"], ["2.png", "3.png"], ["4.png", ""]]
+    last = batches[-1]
+    assert last["image"].shape == (2, 6, 8, 3) and last["label"].shape == (2, 12, 16)
+    assert last["valid"].tolist() == [True, False] and (last["label"][1] == 255).all() and (last["label"][0] == 4).all()
+    assert "label" not in next(evaluation_batches(Coded(5, labelled=False), batch_size=2))
+
+
+def test_evaluation_on_hosts_is_the_same_global_batch():
+    whole = list(evaluation_batches(Coded(5), batch_size=4))
+    parts = [list(evaluation_batches(Coded(5), batch_size=4, process_index=p, process_count=2)) for p in range(2)]
+    for full, a, b in zip(whole, *parts, strict=True):
+        assert full["name"] == a["name"] + b["name"]
+        assert (full["label"] == np.concatenate([a["label"], b["label"]])).all()
+
+
+def test_evaluation_refuses_mixed_sizes():
+    class Mixed(Coded):
+        def _load(self, index):
+            self.size = (12, 16 + index)
+            return super()._load(index)
+
+    with pytest.raises(DataError, match="image of 1.png is 17x12 but 0.png is 16x12"):
+        list(evaluation_batches(Mixed(2), batch_size=2))
