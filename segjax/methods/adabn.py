@@ -1,0 +1,41 @@
+"""AdaBN: the target's BatchNorm statistics, no weight changed (Li et al., arXiv 1603.04779). The cheapest adaptation, so the first to beat."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from segjax.nets.apply import full_size_logits, to_float, train_forward
+from segjax.nets.layers import BN_MOMENTUM
+from segjax.runtime.state import TrainState
+from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
+
+
+def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Method:
+    """Each step reads one target batch; after n steps the statistics are the mean of the n batches' (mean, unbiased variance).
+
+    One pass over the target set makes the paper's estimate up to the variance between batch means. `optimizer` is accepted, as every
+    method's is, and unused. BatchNorm of the source is replaced whole; start from a trained network (`start_from`, `weights`).
+    """
+    nothing = optax.identity()
+    del optimizer
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        init_key, key = jax.random.split(key)
+        variables = model.init(init_key, to_float(batch["target_image"]), train=False)
+        return TrainState.create(key, variables, nothing)
+
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
+        del frozen
+        image = to_float(batch["target_image"])
+        empty = jax.tree.map(jnp.zeros_like, state.batch_stats)  # from zero, one update leaves BN_MOMENTUM times the batch's own statistics
+        _, update = train_forward(model, state.params, empty, image, state.step_key())
+        share = 1.0 / (state.step + 1)
+        moved = jax.tree.map(lambda old, new: old + share * (new / BN_MOMENTUM - old), state.batch_stats, update)
+        change = optax.global_norm(jax.tree.map(jnp.subtract, moved, state.batch_stats))
+        return state.replace(step=state.step + 1, batch_stats=moved), {"statistics/change": change}
+
+    def predict(state: TrainState, frozen: Frozen, image: Array) -> Array:
+        del frozen
+        return full_size_logits(model, state.ema_variables, image)
+
+    return Method(init, step, predict)

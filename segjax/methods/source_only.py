@@ -1,0 +1,57 @@
+"""Supervised training on the source alone: the baseline that every adaptation must beat."""
+
+import jax
+import optax
+
+from segjax.nets.apply import full_size_logits, to_float, train_forward
+from segjax.ops.photometric import color_jitter
+from segjax.ops.supervised import supervised_loss
+from segjax.runtime.state import TrainState
+from segjax.runtime.update import apply_gradients, global_norm
+from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
+
+
+def make(
+    *,
+    model,
+    optimizer: optax.GradientTransformation,
+    aux_weight: float = 0.1,
+    class_weights: tuple[float, ...] | None = None,
+    jitter: float = 0.0,
+    ema_decay: float = 0.0,
+) -> Method:
+    """Cross-entropy on source images.
+
+    aux_weight: weight of the auxiliary head's cross-entropy, where the network has one. class_weights: one a class; the loss is
+    then the weighted mean. jitter: strength of the photometric jitter (brightness, contrast and saturation +-jitter, hue
+    +-jitter/4, every image), 0 for none. ema_decay: > 0 predicts with an exponential moving average of the weights.
+    """
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        init_key, key = jax.random.split(key)
+        variables = model.init(init_key, to_float(batch["source_image"]), train=False)
+        return TrainState.create(key, variables, optimizer, ema=ema_decay > 0)
+
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
+        del frozen
+        jitter_key, dropout_key = jax.random.split(state.step_key())
+        image = to_float(batch["source_image"])
+        if jitter:
+            image = color_jitter(jitter_key, image, brightness=jitter, contrast=jitter, saturation=jitter, hue=jitter / 4)
+
+        def loss(params):
+            outputs, batch_stats = train_forward(model, params, state.batch_stats, image, dropout_key)
+            total, metrics = supervised_loss(
+                outputs, batch["source_label"], align_corners=model.align_corners, aux_weight=aux_weight, class_weights=class_weights
+            )
+            return total, (batch_stats, metrics)
+
+        gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
+        metrics = {**metrics, "gradient_norm": global_norm(gradients)}
+        return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), metrics
+
+    def predict(state: TrainState, frozen: Frozen, image: Array) -> Array:
+        del frozen
+        return full_size_logits(model, state.ema_variables, image)
+
+    return Method(init, step, predict)

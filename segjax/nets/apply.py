@@ -1,0 +1,26 @@
+"""How every method runs a network: in training (statistics and dropout) and for a prediction at the image's own size."""
+
+import jax.numpy as jnp
+
+from segjax.ops.resize import bilinear
+from segjax.typing import Array, Key
+
+
+def to_float(image: Array) -> Array:
+    """uint8 image as float32 in [0,1]."""
+    return image.astype(jnp.float32) / 255.0
+
+
+def train_forward(model, params, batch_stats, image: Array, key: Key) -> tuple[dict[str, Array], dict]:
+    """Outputs of `model` on a float image in training mode, and the new BatchNorm statistics (`{}` for a network without them)."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    outputs, changed = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    return outputs, changed.get("batch_stats", {})
+
+
+def full_size_logits(model, variables, image: Array) -> Array:
+    """Logits float32 [B,H,W,K] of a uint8 image [B,H,W,3], up-sampled bilinearly with the network's own corner rule."""
+    logits = model.apply(variables, to_float(image), train=False)["logits"]
+    if logits.shape[1:3] == image.shape[1:3]:
+        return logits
+    return bilinear(logits, image.shape[1:3], align_corners=model.align_corners)

@@ -1,0 +1,33 @@
+"""The end of every training step: optimizer, EMA teacher, step counter."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from segjax.runtime.optim import ema_update
+from segjax.runtime.state import TrainState
+
+
+def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, batch_stats: Any, ema_decay: float = 0.0) -> TrainState:
+    """State after one optimizer step, with the student's new statistics and, when it has one, the teacher moved towards it.
+
+    The teacher's decay is min(1 - 1/(step + 1), ema_decay), so it starts as a copy of the student (Tarvainen and Valpola 2017, as
+    every UDA code has it). Its BatchNorm statistics follow by the same rule; the released UDA codes leave them to the teacher's
+    own train-mode passes.
+    """
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    teacher = {}
+    if state.ema_params is not None:
+        teacher = {
+            "ema_params": ema_update(state.ema_params, params, state.step, ema_decay),
+            "ema_batch_stats": ema_update(state.ema_batch_stats, batch_stats, state.step, ema_decay),
+        }
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, **teacher)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Euclidean norm over every leaf, float32."""
+    return jnp.asarray(optax.global_norm(tree), jnp.float32)
