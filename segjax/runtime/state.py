@@ -29,7 +29,7 @@ class TrainState:
 
     @classmethod
     def create(cls, key: Key, variables: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> "TrainState":
-        """State at step 0 from `{"params", "batch_stats"}` (the second may be absent). `ema` starts the teacher as a copy of the student."""
+        """State at step 0 from `{"params", "batch_stats"}` (the second may be absent); `ema` adds a teacher, a copy."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return cls(
             step=jnp.zeros((), jnp.int32),
