@@ -1,0 +1,184 @@
+"""Pixel losses against the originals' numbers, the naive forms, and float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.errors import ConfigError
+from segjax.ops import pixel_losses as losses
+from segjax.ops.resize import bilinear
+
+VECTORS = ["02_entropy_s0", "02_entropy_s1"]
+
+
+def nhwc(x):
+    return x.transpose(0, 2, 3, 1)
+
+
+def sample(shape=(2, 5, 6, 4), size=(23, 31), seed=0, dtype=np.uint8):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, shape[-1] + 1, (shape[0], *size))
+    return rng.normal(size=shape).astype(np.float32) * 3, np.where(label == shape[-1], 255, label).astype(dtype)
+
+
+def naive(logits, label, align_corners, weights):
+    loss = losses.cross_entropy(bilinear(logits, label.shape[1:], align_corners), label)
+    weight = jnp.where(label == 255, 0, jnp.asarray(weights)[jnp.where(label == 255, 0, label)])
+    return jnp.sum(loss * weight), jnp.sum(weight)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_authors_robust_entropy(goldens, name):
+    vectors = np.load(goldens / f"{name}.npz")
+    logits = nhwc(vectors["in_logits"])
+
+    def loss(logits, eta):
+        return jnp.mean(losses.robust_entropy(logits, eta, normalizer=float(vectors["par_norm"])))
+
+    for eta, want in zip(vectors["par_eta"], vectors["out_loss_robust_f64"], strict=True):
+        np.testing.assert_allclose(loss(logits, float(eta)), want, rtol=1e-5)
+    gradient = jax.grad(loss)(logits, float(vectors["par_eta"][-1]))
+    np.testing.assert_allclose(gradient, nhwc(vectors["grad_logits_robust"]), atol=2e-8)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_advent_entropy(goldens, name):
+    vectors = np.load(goldens / f"{name}.npz")
+    logits = nhwc(vectors["in_logits"])
+    np.testing.assert_allclose(losses.self_information(logits), nhwc(vectors["out_selfinfo"]), atol=1e-6)
+    value, gradient = jax.value_and_grad(lambda x: jnp.mean(losses.min_entropy(x)))(logits)
+    np.testing.assert_allclose(value, vectors["out_minent"], atol=5e-6)
+    np.testing.assert_allclose(gradient, nhwc(vectors["grad_logits_minent"]), atol=2e-8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", VECTORS)
+def test_authors_cross_entropy(goldens, name, weighted):
+    vectors = np.load(goldens / f"{name}.npz")
+    weights = vectors["in_weight"] if weighted else None
+    suffix = "_weighted" if weighted else ""
+
+    def loss(logits):
+        total, count = losses.upsampled_cross_entropy(logits, vectors["in_label"], align_corners=True, class_weights=weights, chunks=5)
+        return total / count
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(nhwc(vectors["in_logits"]))
+    np.testing.assert_allclose(value, vectors[f"out_ce{suffix}"], atol=5e-5)
+    np.testing.assert_allclose(gradient, nhwc(vectors[f"grad_logits_ce{suffix}"]), atol=1e-7)
+
+
+@pytest.mark.parametrize("chunks", ["auto", 1, 5, 23])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_fused_equals_naive(align_corners, chunks):
+    logits, label = sample()
+    weights = np.array([1.0, 0.5, 2.0, 0.25], np.float32)
+
+    def fused(x):
+        total, count = losses.upsampled_cross_entropy(x, label, align_corners=align_corners, class_weights=weights, chunks=chunks)
+        return total, count
+
+    (want, want_count), want_gradient = jax.jit(jax.value_and_grad(lambda x: naive(x, label, align_corners, weights), has_aux=True))(logits)
+    (value, count), gradient = jax.jit(jax.value_and_grad(fused, has_aux=True))(logits)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(fused)(logits)[0], want, rtol=1e-5)
+    np.testing.assert_allclose(count, want_count, rtol=1e-6)
+    np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
+
+
+@pytest.mark.parametrize("size_in,size_out", [((8, 8), (64, 64)), ((7, 9), (7, 9)), ((1, 1), (5, 3)), ((12, 10), (5, 4)), ((4, 3), (1, 1))])
+def test_fused_at_any_size(size_in, size_out):
+    logits, label = sample((1, *size_in, 3), size_out, dtype=np.int32)
+    label[0, 0, 0] = 1
+    for align_corners in (False, True):
+        gradient = jax.grad(lambda x, a=align_corners: losses.upsampled_cross_entropy(x, label, align_corners=a, chunks=1)[0])(logits)
+        want = jax.grad(lambda x, a=align_corners: naive(x, label, a, np.ones(3, np.float32))[0])(logits)
+        np.testing.assert_allclose(gradient, want, atol=1e-5 * np.abs(want).max() + 1e-7)
+
+
+def test_nothing_to_learn_from():
+    """A batch without one labelled pixel: zeros, no NaN, also from logits that overflowed under ignored pixels."""
+    logits, label = sample()
+    label[:] = 255
+    value, gradient = jax.value_and_grad(lambda x: losses.upsampled_cross_entropy(x, label)[0])(logits)
+    assert value == 0 and not gradient.any()
+    assert losses.upsampled_cross_entropy(logits, label)[1] == 0
+    assert losses.masked_mean(losses.cross_entropy(logits, label[:, :5, :6]), label[:, :5, :6] != 255) == 0
+
+
+def test_large_logits_are_stable():
+    logits, label = sample()
+    (total, count), pullback = jax.vjp(lambda x: losses.upsampled_cross_entropy(x * 1e4, label), logits)
+    assert np.isfinite(total) and np.isfinite(pullback((jnp.float32(1), jnp.float32(0)))[0]).all()
+    assert count == (label != 255).sum()
+
+
+def test_half_precision_logits_give_a_half_precision_gradient():
+    logits, label = sample()
+    half = jnp.asarray(logits, jnp.bfloat16)
+    gradient = jax.grad(lambda x: losses.upsampled_cross_entropy(x, label)[0])(half)
+    want = jax.grad(lambda x: losses.upsampled_cross_entropy(x, label)[0])(half.astype(jnp.float32))
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(np.float32), want, rtol=1e-2, atol=1e-2)
+
+
+def test_full_resolution_logits_never_exist():
+    logits, label = jnp.zeros((1, 32, 64, 19)), jnp.zeros((1, 256, 512), jnp.uint8)
+
+    def temporary(loss):
+        return jax.jit(jax.value_and_grad(loss)).lower(logits).compile().memory_analysis().temp_size_in_bytes
+
+    fused = temporary(lambda x: losses.upsampled_cross_entropy(x, label, chunks=32)[0])
+    full = 4 * 256 * 512 * 19
+    assert fused < full / 4 < full <= temporary(lambda x: naive(x, label, False, np.ones(19, np.float32))[0])
+
+
+def test_sharded_batch_equals_one_device():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    logits, label = sample((8, 4, 4, 3), (16, 16))
+
+    def loss(x, y):
+        total, count = losses.upsampled_cross_entropy(x, y, chunks=4)
+        return total / count
+
+    want, want_gradient = jax.jit(jax.value_and_grad(loss))(logits, label)
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jax.device_put(logits, rows), jax.device_put(label, rows))
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    np.testing.assert_allclose(gradient, want_gradient, atol=1e-8)
+
+
+def test_cross_entropy_closed_form():
+    logits, label = sample((2, 5, 6, 4), (5, 6))
+    exact = logits.astype(np.float64)
+    log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_probs, np.where(label == 255, 0, label)[..., None].astype(int), -1)[..., 0]
+    np.testing.assert_allclose(losses.cross_entropy(logits, label), np.where(label == 255, 0, -picked), atol=1e-5)
+    gradient = jax.grad(lambda x: losses.cross_entropy(x, label).sum())(logits)
+    want = (np.exp(log_probs) - np.eye(4)[np.where(label == 255, 0, label)]) * (label != 255)[..., None]
+    np.testing.assert_allclose(gradient, want, atol=1e-5)
+    assert not losses.cross_entropy(logits, np.full_like(label, 77)).any()
+
+
+def test_entropy_bounds_and_gradients():
+    logits = np.array([[0, 0, 0, 0], [1e4, 0, 0, 0], [-np.inf, 0, 0, -np.inf]], np.float32)
+    np.testing.assert_allclose(losses.entropy(logits), [np.log(4), 0, np.log(2)], atol=1e-6)
+    np.testing.assert_allclose(losses.robust_entropy(logits[:2]), [1, 1e-16], atol=1e-6)
+    for loss in (losses.entropy, losses.robust_entropy, losses.min_entropy):
+        assert np.isfinite(jax.grad(lambda x, f=loss: f(x).sum())(logits[:2])).all()
+
+
+def test_masked_mean():
+    value = np.array([1.0, 3.0, np.nan], np.float32)
+    assert losses.masked_mean(value, np.array([True, True, False])) == 2
+    assert losses.masked_mean(value, np.array([1.0, 3.0, 0.0], np.float32)) == 2.5
+    assert np.array_equal(jax.grad(lambda v: losses.masked_mean(v, np.array([True, True, False])))(value), [0.5, 0.5, 0])
+
+
+def test_errors():
+    logits, label = sample()
+    for keywords in ({"class_weights": np.ones(3)}, {"chunks": 0}, {"chunks": 24}):
+        with pytest.raises(ConfigError):
+            losses.upsampled_cross_entropy(logits, label, **keywords)
+    with pytest.raises(ConfigError, match="same B"):
+        losses.upsampled_cross_entropy(logits, label[:1])
