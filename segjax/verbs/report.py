@@ -9,7 +9,8 @@ What is read (nothing else, so the page can be made on another machine, of a run
       done.json                        its presence marks the stage as finished
       eval/DATASET-SPLIT.json          the newest score, as `segjax evaluate` writes it:
           {"dataset": "dusk", "split": "val", "step": 500, "images": 62, "miou": 0.39, "classes": ["sky", ...], "palette": [[r,g,b], ...],
-           "iou": [0.8, null, ...] (null = class absent), "confusion": [[...], ...] (rows = truth)}
+           "iou": [0.8, null, ...] (null = class absent), "confusion": [[...], ...] (rows = truth); optional "headline": "mIoU16" and
+           "misses": [...] (pixels of each class that got an answer outside the classes)}
       eval/DATASET-SPLIT/samples/      up to N=6 evenly spaced images of that data set, the same ones for every stage:
           NAME.image.jpg               the photograph at evaluation size
           NAME.truth.png               the label in the palette's colours, ignored pixels black (absent when there is no label)
@@ -24,6 +25,7 @@ import datetime
 import html
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -98,17 +100,23 @@ def header(runs: list[Run]) -> str:
     facts = {
         "runs": ", ".join(run.name for run in runs) if len(runs) > 1 else "",
         "stages": " → ".join(report_tables.stage_names(runs)) + ("" if done == total else f" ({done} of {total} finished)"),
-        "started": _text(infos[0].get("started", "")) if infos else "",
+        "started": _text(infos[0].get("started", "")).replace("T", " ").replace("+00:00", " UTC") if infos else "",
         "report made": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "devices": _text(info.get("devices", "")),
+        "devices": _text([_device(str(device)) for device in info.get("devices", [])]),
         "mesh": _text(info.get("mesh", "")),
         "versions": _text(info.get("versions", "")),
-        "git": _text(info.get("git", "")),
+        "git": re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", _text(info.get("git", ""))),
     }
     rows = "".join(f"<div><dt>{E(k)}</dt><dd>{E(v)}</dd></div>" for k, v in facts.items() if v)
     command = info.get("command", "")
     command = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     return f'<dl class="facts">{rows}</dl>' + (f'<pre class="command">{E(command)}</pre>' if command else "")
+
+
+def _device(text: str) -> str:
+    """ "cpu cpu 0" -> "cpu", "tpu TPU v5e 3" -> "TPU v5e": without the number, so that equal devices are counted."""
+    platform, _, kind = re.sub(r"[ :]\d+$", "", text).partition(" ")
+    return kind or platform
 
 
 def _text(value) -> str:
@@ -161,8 +169,9 @@ def confusions(runs: list[Run]) -> str:
         for name in report_tables.stage_names(runs):
             found = [s for s in report_tables.scores(runs, name, dataset) if s and s.confusion is not None]
             if found:
-                total = np.sum([s.confusion for s in found if s.classes == found[0].classes], axis=0)
-                figures.append(report_svg.confusion_matrix(name, found[0].classes, total))
+                same = [s for s in found if s.classes == found[0].classes]
+                total, misses = (np.sum([getattr(s, part) for s in same], axis=0) for part in ("confusion", "misses"))
+                figures.append(report_svg.confusion_matrix(name, found[0].classes, total, misses))
         if figures:
             parts.append(f'<article><h3>{E(dataset)}</h3><div class="confusions">{"".join(figures)}</div></article>')
     note = (

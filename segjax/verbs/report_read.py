@@ -13,14 +13,20 @@ from segjax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How one stage did on one data set. `iou` float64 [K], nan where a class is absent; `confusion` int [K,K] rows = truth, or None."""
+    """How one stage did on one data set. `iou` float64 [K], nan where a class is absent.
+
+    confusion: int64 [K,K] rows = truth, or None. misses: int64 [K], pixels of a class that were given an answer outside the classes.
+    headline: what the mean is over, e.g. "mIoU16".
+    """
 
     name: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     iou: np.ndarray
     miou: float
+    headline: str
     confusion: np.ndarray | None
+    misses: np.ndarray
     step: int | None
     images: int | None
     samples: dict[str, dict[str, pathlib.Path]]
@@ -66,11 +72,15 @@ def _is_stage(folder: pathlib.Path) -> bool:
 
 
 def _read_stage(folder: pathlib.Path, name: str) -> Stage:
-    scores = [_read_score(path) for path in sorted((folder / "eval").glob("*.json"))]
+    config = _read_json(folder / "config.json")
+    order = list(config.get("evaluate") or {})
+    found = [_read_score(path) for path in sorted((folder / "eval").glob("*.json"))]
+    rank = lambda score: next((i for i, name in enumerate(order) if score.name.startswith(f"{name}-")), len(order))
+    scores = sorted(found, key=rank)
     return Stage(
         name=name,
         folder=folder,
-        config=_read_json(folder / "config.json"),
+        config=config,
         info=_read_json(folder / "run.json"),
         metrics=_read_metrics(folder / "metrics.jsonl"),
         scores={score.name: score for score in scores},
@@ -129,6 +139,8 @@ def _read_score(path: pathlib.Path) -> Score:
         palette=tuple(palette),
         iou=array,
         miou=mean,
+        headline=str(raw.get("headline", "mIoU")),
+        misses=np.array(raw.get("misses") or [0] * len(classes), np.int64),
         confusion=None if confusion is None else np.array(confusion, np.int64),
         step=raw.get("step"),
         images=raw.get("images"),

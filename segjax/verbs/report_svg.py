@@ -112,30 +112,36 @@ def _path(steps, values, x, y) -> str:
     return "M" + "L".join(f"{x(steps[i]):.1f} {y(values[i]):.1f}" for i in keep) if keep else ""
 
 
-def confusion_matrix(title: str, classes: tuple[str, ...], confusion: np.ndarray) -> str:
-    """Row-normalised heat map: row = truth, column = prediction; each cell's share of its row is in its hover title."""
-    size, left, top = len(classes), 92, 84
-    cell = 20 if size > 12 else 26
+def confusion_matrix(title: str, classes: tuple[str, ...], confusion: np.ndarray, misses: np.ndarray) -> str:
+    """Row-normalised heat map: row = truth, column = prediction; each cell's share of its row is in its hover title.
+
+    confusion int [K,K]; misses int [K]: answers outside the classes, a column of its own where there are any.
+    """
+    left, top = 92, 84
+    answers = (*classes, "other") if misses.any() else classes
+    confusion = np.concatenate([confusion, misses[:, None]], 1)[:, : len(answers)]
+    cell = 20 if len(classes) > 12 else 26
     rows = confusion.sum(1, keepdims=True)
     share = confusion / np.maximum(rows, 1)
-    width, height = left + cell * size + 52, top + cell * size + 4
+    width, height = left + cell * len(answers) + 52, top + cell * len(classes) + 4
     parts = []
     for i, name in enumerate(classes):
         escaped = html.escape(name)
         middle = i * cell + cell / 2 + 4
         faint = "" if rows[i, 0] else " absent"
         parts.append(f'<text class="tick{faint}" x="{left - 6}" y="{top + middle}" text-anchor="end">{escaped}</text>')
-        parts.append(f'<text class="tick" transform="translate({left + middle} {top - 6}) rotate(-50)">{escaped}</text>')
-    for i in range(size):
-        for j in range(size):
-            parts.append(_cell(classes, i, j, share[i, j], int(confusion[i, j]), left + j * cell, top + i * cell, cell))
+    for j, name in enumerate(answers):
+        place = f"translate({left + j * cell + cell / 2 + 4} {top - 6}) rotate(-50)"
+        parts.append(f'<text class="tick" transform="{place}">{html.escape(name)}</text>')
+    for i, truth in enumerate(classes):
+        for j, answer in enumerate(answers):
+            hover = html.escape(f"{truth} predicted as {answer}: {100 * share[i, j]:.1f} % ({confusion[i, j]:,} pixels)")
+            parts.append(_cell(hover, "right" if i == j else "wrong", float(share[i, j]), left + j * cell, top + i * cell, cell))
     label = html.escape(title)
     return _figure("confusion", label, f"confusion matrix, {label}: rows truth, columns prediction", width, height, parts)
 
 
-def _cell(classes, i, j, share, count, left, top, cell) -> str:
-    title = html.escape(f"{classes[i]} predicted as {classes[j]}: {100 * share:.1f} % ({count:,} pixels)")
-    kind = "right" if i == j else "wrong"
+def _cell(title: str, kind: str, share: float, left: int, top: int, cell: int) -> str:
     square = f'x="{left + 1}" y="{top + 1}" width="{cell - 2}" height="{cell - 2}" rx="2"'
     shown = f'<rect class="{kind}" fill-opacity="{share:.3f}" {square}/>' if share >= 0.003 else ""
     text = ""

@@ -70,9 +70,8 @@ def tiles(runs: list[Run]) -> str:
         if len(gains) > 1:
             foot += f" · better in {sum(g > 0 for g in gains)} of {len(gains)} runs"
         value = _with_spread([s.miou for s in last if s])
-        parts.append(
-            f'<div class="tile"><h3>{E(dataset)}</h3><p class="big">{value}{_delta(gains)}</p><p class="foot">mIoU %, {foot}</p></div>'
-        )
+        foot = f"{E(next(s for s in last if s).headline)} %, {foot}"
+        parts.append(f'<div class="tile"><h3>{E(dataset)}</h3><p class="big">{value}{_delta(gains)}</p><p class="foot">{foot}</p></div>')
     return f'<div class="tiles">{"".join(parts)}</div>' if parts else ""
 
 
@@ -100,7 +99,7 @@ def summary(runs: list[Run]) -> str:
 def _counts(runs: list[Run], dataset: str) -> str:
     score = next(s for run in runs for stage in run.stages if (s := stage.scores.get(dataset)))
     seen = int(np.isfinite(score.iou).sum())
-    images = f"{score.images} images, " if score.images else ""
+    images = f"{score.headline}, {score.images} images, " if score.images else f"{score.headline}, "
     return f"{images}{seen} of {len(score.classes)} classes present" if seen < len(score.classes) else f"{images}{seen} classes"
 
 

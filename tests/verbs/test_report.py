@@ -59,7 +59,7 @@ def write_run(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
         info = {
             "command": ["segjax", "run", "--config=configs/x.py"],
             "versions": {"jax": "0.10.2"},
-            "devices": ["cpu", "cpu"],
+            "devices": ["tpu TPU v5e 0", "tpu TPU v5e 1"],
             "started": "2026-11-20 15:00",
         }
         (stage / "run.json").write_text(json.dumps(info))
@@ -127,7 +127,7 @@ def test_one_run_gives_one_self_contained_page(tmp_path):
         "dusk-val",
         "loss/ce",
         "segjax run --config=configs/x.py",
-        "2 × cpu",
+        "2 × TPU v5e",
         *CLASSES,
     ):
         assert expected in text, expected
@@ -195,6 +195,19 @@ def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         verb(str(folder), f"--output={tmp_path / 'file' / 'report.html'}")
+
+
+def test_answers_outside_the_classes_are_a_column_and_part_of_the_row():
+    svg = report_svg.confusion_matrix("x", ("a", "b"), np.array([[6, 2], [0, 0]]), np.array([2, 0]))
+    assert "a predicted as a: 60.0 % (6 pixels)" in svg and "a predicted as other: 20.0 % (2 pixels)" in svg
+    assert "other" not in report_svg.confusion_matrix("x", ("a", "b"), np.array([[6, 2], [0, 0]]), np.array([0, 0]))
+
+
+def test_data_sets_stand_in_the_order_of_the_config(tmp_path):
+    folder = write_run(tmp_path / "main")
+    for stage in folder.iterdir():
+        (stage / "config.json").write_text('{"evaluate": {"dusk": {}, "day": {}}}')
+    assert list(report_read.read_run(folder).stages[0].scores) == ["dusk-val", "day-val"]
 
 
 def test_a_resumed_run_counts_the_last_line_of_a_step(tmp_path):
