@@ -1,0 +1,142 @@
+"""Photometric changes on the device: float [B,H,W,3] RGB in 0..1, every random number drawn for each image.
+
+The formulas are torchvision's (transforms/v2/functional/_color.py and _misc.py). `adjust_*` take a factor for each image, [B] or a scalar.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from segjax.errors import ConfigError
+from segjax.typing import Array, Key
+
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's digits, not BT.601's
+
+
+def _per_image(factor: Array | float) -> Array:
+    return jnp.reshape(jnp.asarray(factor, jnp.float32), (-1, 1, 1, 1))
+
+
+def _blend(image: Array, other: Array | float, factor: Array | float) -> Array:
+    factor = _per_image(factor).astype(image.dtype)
+    return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
+
+
+def greyscale(image: Array) -> Array:
+    """Luma 0.2989 R + 0.587 G + 0.114 B in all three channels, [B,H,W,3] -> [B,H,W,3]."""
+    red, green, blue = (image[..., i : i + 1] * weight for i, weight in enumerate(_LUMA))
+    return jnp.broadcast_to(red + green + blue, image.shape)
+
+
+def adjust_brightness(image: Array, factor: Array | float) -> Array:
+    """factor * image, clamped to 0..1. 1 changes nothing, 0 is black."""
+    return _blend(image, 0.0, factor)
+
+
+def adjust_contrast(image: Array, factor: Array | float) -> Array:
+    """Away from (factor > 1) or towards (< 1) the image's mean luma, clamped to 0..1."""
+    return _blend(image, jnp.mean(greyscale(image)[..., :1], axis=(1, 2, 3), keepdims=True), factor)
+
+
+def adjust_saturation(image: Array, factor: Array | float) -> Array:
+    """Away from or towards each pixel's luma, clamped to 0..1. 0 is grey."""
+    return _blend(image, greyscale(image), factor)
+
+
+def adjust_hue(image: Array, shift: Array | float) -> Array:
+    """Turn the hue (HSV) by `shift` of the circle, -0.5..0.5; value and HSV saturation stay."""
+    high, low = jnp.max(image, axis=-1, keepdims=True), jnp.min(image, axis=-1, keepdims=True)
+    spread = high - low
+    safe = jnp.where(spread > 0, spread, 1)
+    red, green, blue = (image[..., i : i + 1] for i in range(3))
+    sixth = jnp.where(high == red, (green - blue) / safe, jnp.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    # each channel of the turned hue is one shifted triangle wave: no six-way selection
+    position = jnp.asarray([5.0, 3.0, 1.0], image.dtype) + sixth + 6 * _per_image(shift).astype(image.dtype)
+    k = jnp.mod(position, 6)
+    return high - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+
+def color_jitter(
+    key: Key,
+    image: Array,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    probability: float = 1.0,
+) -> Array:
+    """Random brightness, contrast, saturation and hue of each image, applied to it with `probability`. [B,H,W,3] -> [B,H,W,3].
+
+    brightness, contrast, saturation s: a factor uniform in [max(0, 1-s), 1+s]; hue h in 0..0.5: a shift uniform in [-h, h].
+    A strength of 0 costs nothing. Each operation clamps to 0..1. Deliberate difference from torchvision's ColorJitter (and kornia's):
+    the order is fixed as listed, theirs is drawn for each call. Raises ConfigError for a strength out of range.
+    """
+    _check_images(image)
+    _check_probability(probability)
+    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    for name, strength in strengths.items():
+        if strength < 0 or (name == "hue" and strength > 0.5):
+            raise ConfigError(f"{name}={strength}: expected at least 0{' and at most 0.5' if name == 'hue' else ''}")
+    batch, out = image.shape[0], image
+    adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    for i, (change, (name, strength)) in enumerate(zip(adjust, strengths.items(), strict=True)):
+        if strength > 0:
+            low, high = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
+            out = change(out, jax.random.uniform(jax.random.fold_in(key, i), (batch,), minval=low, maxval=high))
+    return _sometimes(jax.random.fold_in(key, len(adjust)), out, image, probability)
+
+
+def gaussian_blur(
+    key: Key, image: Array, *, sigma: tuple[float, float] = (0.1, 2.0), probability: float = 1.0, kernel_size: int = 9
+) -> Array:
+    """Gaussian blur of each image with its own sigma (pixels, uniform in `sigma`), applied with `probability`. [B,H,W,C], any range.
+
+    kernel_size: odd number of taps on both axes; the taps are normalised to sum 1; edges are reflected (the edge pixel not repeated).
+    DACS and DAFormer draw sigma from (0.15, 1.15), where 9 taps hold all but 1e-4 of the weight (they use a tenth of the side).
+    Raises ConfigError for an even kernel_size, one that reaches across the image, or a wrong sigma.
+    """
+    _check_probability(probability)
+    reach = kernel_size // 2
+    if kernel_size < 1 or kernel_size % 2 == 0 or reach >= min(image.shape[1:3]):
+        raise ConfigError(
+            f"kernel_size={kernel_size} on {image.shape[1]}x{image.shape[2]} images: expected odd, below twice the shorter side"
+        )
+    low, high = sigma
+    if not 0 < low <= high:
+        raise ConfigError(f"sigma={sigma}: expected (low, high) with 0 < low <= high, in pixels")
+    drawn = jax.random.uniform(jax.random.fold_in(key, 0), (image.shape[0],), minval=low, maxval=high)
+    return _sometimes(jax.random.fold_in(key, 1), blur(image, drawn, kernel_size), image, probability)
+
+
+def blur(image: Array, sigma: Array, kernel_size: int) -> Array:
+    """Gaussian blur with the given sigma [B] (pixels), separable, reflected edges. [B,H,W,C] -> [B,H,W,C]."""
+    reach = kernel_size // 2
+    taps = jnp.exp(-0.5 * (jnp.arange(reach + 1) / jnp.reshape(sigma, (-1, 1))) ** 2)
+    taps = (taps / (taps[:, :1] + 2 * jnp.sum(taps[:, 1:], axis=1, keepdims=True))).astype(image.dtype)
+    for axis in (1, 2):
+        size = image.shape[axis]
+        pad = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(image, pad, mode="reflect")
+        # shifted multiply-adds, which XLA fuses into one pass; a depthwise convolution with a kernel an image is far slower on CPU
+        image = _per_image(taps[:, 0]).astype(image.dtype) * image
+        for k in range(1, reach + 1):
+            pair = lax.slice_in_dim(padded, reach - k, reach - k + size, axis=axis)
+            pair = pair + lax.slice_in_dim(padded, reach + k, reach + k + size, axis=axis)
+            image = image + _per_image(taps[:, k]).astype(image.dtype) * pair
+    return image
+
+
+def _check_images(image: Array) -> None:
+    if image.ndim != 4 or image.shape[-1] != 3 or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ConfigError(f"image is {image.dtype}{list(image.shape)}: expected float [B,H,W,3] in 0..1")
+
+
+def _check_probability(probability: float) -> None:
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"probability={probability}: expected 0..1")
+
+
+def _sometimes(key: Key, changed: Array, image: Array, probability: float) -> Array:
+    chosen = jax.random.bernoulli(key, probability, (image.shape[0], 1, 1, 1))
+    return jnp.where(chosen, changed, image)
