@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from segjax.errors import WeightsError
-from segjax.weights.engine import CONV, CONV_TRANSPOSE, IDENTITY, Layout, Rule
+from segjax.weights.engine import CONV, CONV_TRANSPOSE, IDENTITY, Layout, Public, Rule
 
 MAKE = "segjax.nets.enet:ENet"
 KINDS = ("regular", "dilated", "asymmetric", "dilated", "regular", "dilated", "asymmetric", "dilated")
@@ -128,9 +128,22 @@ TORCH7 = _layout(
 """Places in the nested containers of the Torch7 network (`segjax.weights.torch7.read`, which folds the dropout factors away)."""
 
 
-def model(source: Mapping[str, np.ndarray], layout: Layout) -> dict[str, Any]:
-    """The network that a source describes, as `{"make": ..., **kwargs}`. WeightsError when its last layer is not there."""
-    last = "transposed_conv.weight" if layout is PYTORCH else "31.weight"
+def _model(source: Mapping[str, np.ndarray], layout: Layout, last: str) -> dict[str, Any]:
     if last not in source or source[last].ndim != 4:
         raise WeightsError(f"layout {layout.name}: no final transposed convolution {last!r}: this is not that ENet")
     return {"make": MAKE, "num_classes": int(source[last].shape[1]), "layout": layout.name.removeprefix("enet_")}
+
+
+ENET_PYTORCH = Public(
+    "enet_pytorch",
+    recognises=lambda keys: "initial_block.main_branch.weight" in keys,
+    layout=lambda keys: PYTORCH,
+    model=lambda source: _model(source, PYTORCH, "transposed_conv.weight"),
+)
+ENET_TORCH7 = Public(
+    "enet_torch7",
+    recognises=lambda keys: "4.0.0.0.weight" in keys and "31.weight" in keys,
+    layout=lambda keys: TORCH7,
+    model=lambda source: _model(source, TORCH7, "31.weight"),
+    reversible=False,  # the dropout factors are folded into the weights, and no one writes Torch7 files any more
+)

@@ -60,11 +60,26 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A public layout: its rules, first match wins, and the source keys that mean nothing here (regular expressions)."""
+    """One form of a public layout: its rules, first match wins, and the source keys that mean nothing here (regular expressions)."""
 
     name: str
     rules: tuple[Rule, ...]
     ignore: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Public:
+    """A public layout as the `convert` verb meets it; `segjax convert --layout=package.module:NAME` takes one from anywhere.
+
+    recognises: source keys -> is it this one? layout: keys (the source's, or flat segjax paths on the way back) -> its form.
+    model: source arrays -> the network that they describe, `{"make": ..., **kwargs}`; WeightsError where they describe none.
+    """
+
+    name: str
+    recognises: Callable[[Iterable[str]], bool]
+    layout: Callable[[Iterable[str]], Layout]
+    model: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
+    reversible: bool = True
 
 
 def _sources(path: str, shape: tuple[int, ...], rules: Iterable[Rule]) -> tuple[Rule, list[str]] | None:
@@ -172,7 +187,7 @@ def load_variables(path: Any, like: Mapping[str, Any], skip: Iterable[str] = ())
     unset = [name for name in wanted if name not in result]
     unused = [name for name in arrays if name not in wanted and not kept(name)]
     _complain(str(path), "segjax", unused, unset, wrong)
-    return safetensors_io.unflatten(result)
+    return _nested(result, like)
 
 
 def adapt_classifier(variables: Mapping[str, Any], index: Any, *, classifier: str, axis: Mapping[str, int] | int = -1) -> dict[str, Any]:
@@ -193,4 +208,9 @@ def adapt_classifier(variables: Mapping[str, Any], index: Any, *, classifier: st
         if index.size == 0 or index.min() < 0 or index.max() >= classes:
             raise WeightsError(f"{path}: index {index.tolist()} must stay within its {classes} classes")
         flat[path] = np.take(np.asarray(flat[path]), index, axis=where)
-    return safetensors_io.unflatten(flat)
+    return _nested(flat, variables)
+
+
+def _nested(flat: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """`unflatten` that keeps the empty collections of `like` (a network without BatchNorm still has `batch_stats`)."""
+    return {**{name: {} for name in like}, **safetensors_io.unflatten(flat)}

@@ -1,5 +1,6 @@
 """Flat dicts of arrays to and from safetensors files, single or sharded, with metadata and a sha256."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,10 +67,11 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written ({error.strerror or error}): choose a folder with room and write access") from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error}): choose a folder with room and write access") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone after the replace, or never there
+            temporary.unlink()
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,0 +1,97 @@
+"""Names of the public ResNets: torchvision's, and DeepLabV2's in the line of AdaptSegNet and ADVENT (single and multi level).
+
+A parameter may sit under `backbone/` (in a DeepLabV2) or at the top (a bare ResNet): the network's own tree decides.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from segjax.errors import WeightsError
+from segjax.weights.engine import CONV, IDENTITY, Layout, Public, Rule, Transform
+
+_IGNORED = (r".*\.num_batches_tracked",)
+_NORM = (
+    ("params", "scale", "weight"),
+    ("params", "bias", "bias"),
+    ("batch_stats", "mean", "running_mean"),
+    ("batch_stats", "var", "running_var"),
+)
+
+
+def _backbone() -> tuple[Rule, ...]:
+    """conv1, bn1, and in every stage the first block and the scanned rest, which starts at block 1."""
+    at = "(?:backbone/)?"
+    rules = [Rule(f"params/{at}conv1/kernel", "conv1.weight", CONV)]
+    rules += [Rule(f"{kind}/{at}bn1/{ours}", f"bn1.{theirs}") for kind, ours, theirs in _NORM]
+    for stage, block, first in ((r"layer(\d)_0", "0", 0), (r"layer(\d)_rest", "{i}", 1)):
+        rules.append(Rule(f"params/{at}{stage}/conv(\\d)/kernel", f"layer{{0}}.{block}.conv{{1}}.weight", CONV, first))
+        rules.append(Rule(f"params/{at}{stage}/downsample_conv/kernel", f"layer{{0}}.{block}.downsample.0.weight", CONV, first))
+        for kind, ours, theirs in _NORM:
+            rules.append(Rule(f"{kind}/{at}{stage}/bn(\\d)/{ours}", f"layer{{0}}.{block}.bn{{1}}.{theirs}", IDENTITY, first))
+            rules.append(Rule(f"{kind}/{at}{stage}/downsample_bn/{ours}", f"layer{{0}}.{block}.downsample.1.{theirs}", IDENTITY, first))
+    return tuple(rules)
+
+
+def atrous(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """The four branches of an atrous classifier, stacked here and a ModuleList `conv2d_list` there."""
+    names: tuple[tuple[str, str, Transform], ...] = (("kernel", "weight", CONV), ("bias", "bias", IDENTITY))
+    return tuple(Rule(f"params/{ours}/{a}", f"{theirs}.conv2d_list.{{i}}.{b}", transform) for a, b, transform in names)
+
+
+TORCHVISION = Layout("resnet_torchvision", _backbone(), (*_IGNORED, r"fc\.(weight|bias)"))
+"""torchvision.models.resnet50/101; the ImageNet classifier `fc` has no place in a segmentation network and is left out."""
+SINGLE = Layout("deeplabv2_resnet", (*_backbone(), *atrous("classifier", "layer5")), _IGNORED)
+"""One level: `layer5` on layer4 (DeepLab_resnet_pretrained_init, FDA, DACS)."""
+MULTI = Layout("deeplabv2_resnet", (*_backbone(), *atrous("classifier", "layer6"), *atrous("aux_classifier", "layer5")), _IGNORED)
+"""Two levels: `layer6` on layer4 and the auxiliary `layer5` on layer3 (AdaptSegNet, ADVENT); ADVENT's one level is `layer6` alone."""
+
+
+def _deeplab_form(keys: Iterable[str]) -> Layout:
+    return MULTI if any(key.startswith("layer6.") or "aux_classifier/" in key for key in keys) else SINGLE
+
+
+def _depths(source: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+    depths = tuple(len({key.split(".")[1] for key in source if key.startswith(f"layer{n}.")}) for n in range(1, 5))
+    if "conv1.weight" not in source or 0 in depths or "layer1.0.conv3.weight" not in source:
+        raise WeightsError(
+            f"layout {name}: no ResNet with bottlenecks (conv1, layer1..layer4 with conv1..conv3): found {sorted(source)[:10]}"
+        )
+    return depths
+
+
+def _torchvision_model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    depths = _depths(source, "resnet_torchvision")
+    form = {"depth": depths, "width": int(source["conv1.weight"].shape[0]), "style": "torchvision"}
+    return {"make": "segjax.nets.resnet:ResNet", **form}
+
+
+def _deeplab_model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    depths = _depths(source, "deeplabv2_resnet")
+    names = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+    head = "layer6" if _deeplab_form(source) is MULTI else "layer5"
+    last = f"{head}.conv2d_list.0.bias"
+    if depths not in names or last not in source:
+        raise WeightsError(f"layout deeplabv2_resnet: blocks {depths} and {last!r}: expected {list(names)} and an atrous classifier")
+    return {
+        "make": "segjax.nets.deeplab:DeepLabV2",
+        "num_classes": int(source[last].shape[0]),
+        "backbone": names[depths],
+        "multi_level": head == "layer6" and any(key.startswith("layer5.") for key in source),
+        "width": int(source["conv1.weight"].shape[0]),
+    }
+
+
+RESNET_TORCHVISION = Public(
+    "resnet_torchvision",
+    recognises=lambda keys: {"conv1.weight", "layer4.0.conv3.weight"} <= set(keys) and not any(".conv2d_list." in key for key in keys),
+    layout=lambda keys: TORCHVISION,
+    model=_torchvision_model,
+)
+DEEPLABV2_RESNET = Public(
+    "deeplabv2_resnet",
+    recognises=lambda keys: "conv1.weight" in keys and any(key.startswith(("layer5.conv2d_list.", "layer6.conv2d_list.")) for key in keys),
+    layout=_deeplab_form,
+    model=_deeplab_model,
+)

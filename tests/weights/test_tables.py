@@ -1,0 +1,193 @@
+"""Public checkpoints, converted, give the originals' outputs and middle features; and the way back is bit-equal."""
+
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from segjax.errors import WeightsError
+from segjax.nets.deeplab import DeepLabV2
+from segjax.nets.enet import ENet
+from segjax.nets.resnet import ResNet
+from segjax.nets.vgg import VGG16
+from segjax.weights import engine, safetensors_io, torch7, wrappers
+from segjax.weights.enet import ENET_PYTORCH, ENET_TORCH7
+from segjax.weights.resnet import DEEPLABV2_RESNET, RESNET_TORCHVISION
+from segjax.weights.vgg import DEEPLABV2_VGG16
+
+NETS = {cls.__module__ + ":" + cls.__name__: cls for cls in (ENet, ResNet, DeepLabV2)}
+FILES = {
+    "enet/ENet": ENET_PYTORCH,
+    "resnet_torchvision/resnet50-tiny.pth": RESNET_TORCHVISION,
+    "deeplabv2_resnet_scale/DeepLab_resnet_pretrained_init-tiny.pth": DEEPLABV2_RESNET,
+    "deeplabv2_resnet_multi/GTA2Cityscapes_multi-tiny.pth": DEEPLABV2_RESNET,
+    "deeplabv2_vgg16/vgg16_deeplab-tiny.pth": DEEPLABV2_VGG16,
+}
+SCALE, MULTI = list(FILES)[2:4]
+
+
+class Golden:
+    """One checkpoint: its source arrays, the network they describe, the expected arrays in NHWC and their tolerances."""
+
+    def __init__(self, folder, file):
+        self.public = FILES[file]
+        self.source, _ = wrappers.read_state(folder / file)
+        self.spec = self.public.model(self.source)
+        where = (folder / file).parent
+        self.arrays = {key: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for key, x in np.load(where / "golden.npz").items()}
+        self.facts = json.loads((where / "arrays.json").read_text())
+
+    def net(self, **changes):
+        arguments = {**self.spec, **changes}
+        return NETS[arguments.pop("make")](**arguments)
+
+    def shapes(self, net):
+        return safetensors_io.flatten(
+            jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+        )
+
+    def convert(self, net):
+        return engine.to_segjax(self.source, self.public.layout(self.source), self.shapes(net))
+
+    def check(self, name, got):
+        got = np.asarray(got)
+        assert got.shape == self.arrays[name].shape, name
+        np.testing.assert_allclose(got, self.arrays[name], rtol=0, atol=self.facts[name]["atol"], err_msg=name)
+
+
+def _apply(net, variables, image, **kwargs):
+    return jax.jit(lambda v, x: net.apply(v, x, train=False, **kwargs))(variables, image)
+
+
+def test_enet_pytorch(goldens):
+    golden = Golden(goldens, "enet/ENet")
+    net = golden.net()
+    variables = safetensors_io.unflatten(golden.convert(net))
+    entering = {"downsample2_0": "regular1_4", "upsample4_0": "dilated3_7"}  # a block's input is the last output of the scan before it
+    leaving = {"downsample2_0": "downsample2_0", "upsample4_0": "upsample4_0"}
+
+    def run(variables, image):
+        middle = {}
+
+        def look(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            name = context.module.name
+            if context.method_name == "__call__" and name in leaving:
+                middle[f"mid_{entering[name]}"] = args[0]
+                middle[f"mid_{leaving[name]}"] = result[0] if isinstance(result, tuple) else result
+            return result
+
+        with nn.intercept_methods(look):
+            return {"out_logits": net.apply(variables, image, train=False)["logits"], **middle}
+
+    for name, value in jax.jit(run)(variables, golden.arrays["in_image"]).items():
+        golden.check(name, value)
+    golden.check("out_logits_odd", _apply(net, variables, golden.arrays["in_image_odd"])["logits"])
+
+
+def test_resnet_torchvision(goldens):
+    golden = Golden(goldens, "resnet_torchvision/resnet50-tiny.pth")
+    image = golden.arrays["in_image"]
+    plain = golden.net(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1))
+    variables = safetensors_io.unflatten(golden.convert(plain))
+    layers = _apply(plain, variables, image)
+    for n, layer in enumerate(layers):
+        golden.check(f"mid_layer{n + 1}", layer)
+    pooled = np.asarray(layers[-1]).mean((1, 2))
+    golden.check("out_logits", pooled @ golden.source["fc.weight"].T + golden.source["fc.bias"])
+    dilated = _apply(golden.net(), variables, image)
+    golden.check("out_layer3_os8", dilated[2])
+    golden.check("out_layer4_os8", dilated[3])
+
+
+@pytest.mark.parametrize("file", [SCALE, MULTI])
+@pytest.mark.parametrize("branches", [2, 4])
+def test_deeplabv2_resnet(goldens, file, branches):
+    golden = Golden(goldens, file)
+    net = golden.net(branches=branches, normalization="none")
+    variables = safetensors_io.unflatten(golden.convert(net))
+    outputs = _apply(net, variables, golden.arrays["in_image"])
+    golden.check(f"out_main_{branches}of4" if file == MULTI else {2: "out_logits_2of4", 4: "out_logits_all4"}[branches], outputs["logits"])
+    assert ("aux_logits" in outputs) == (file == MULTI)
+    if file == MULTI:
+        golden.check(f"out_aux_{branches}of4", outputs["aux_logits"])
+    if branches == 4:
+        backbone = {kind: tree["backbone"] for kind, tree in variables.items()}
+        for n, layer in enumerate(_apply(ResNet(101, golden.spec["width"]), backbone, golden.arrays["in_image"])):
+            golden.check(f"mid_layer{n + 1}", layer)
+
+
+def test_deeplabv2_vgg16(goldens):
+    golden = Golden(goldens, "deeplabv2_vgg16/vgg16_deeplab-tiny.pth")
+    for branches, name in ((2, "out_logits_2of4"), (4, "out_logits_all4")):
+        net = golden.net(branches=branches, normalization="none")
+        variables = safetensors_io.unflatten(golden.convert(net))
+        golden.check(name, _apply(net, variables, golden.arrays["in_image"])["logits"])
+    features = {"params": variables["params"]["features"]}
+    stages = _apply(VGG16(golden.spec["vgg_widths"], golden.spec["vgg_fc"]), features, golden.arrays["in_image"])
+    first = np.asarray(stages[0])
+    golden.check("mid_features_4", first.reshape(1, 32, 2, 48, 2, -1).max((2, 4)))
+    for index, stage in ((22, 3), (28, 4), (32, 5)):
+        golden.check(f"mid_features_{index}", stages[stage])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_there_and_back_is_bit_equal(goldens, file):
+    golden = Golden(goldens, file)
+    flat = golden.convert(golden.net())
+    back = engine.to_source(flat, golden.public.layout(flat))
+    lost = [key for key in golden.source if key not in back]
+    assert all(key.endswith("num_batches_tracked") or key.startswith("fc.") for key in lost)
+    assert set(back) <= set(golden.source)
+    for key, value in back.items():
+        assert value.dtype == golden.source[key].dtype and value.shape == golden.source[key].shape, key
+        assert value.tobytes() == np.asarray(golden.source[key], order="C").tobytes(), key
+    again = engine.to_segjax(back, golden.public.layout(back), golden.shapes(golden.net()))
+    assert all(np.array_equal(again[path], flat[path]) for path in flat) and set(again) == set(flat)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_is_recognised_by_one_layout_alone(goldens, file):
+    source, _ = wrappers.read_state(goldens / file)
+    publics = [*dict.fromkeys(FILES.values()), ENET_TORCH7]
+    assert [public.name for public in publics if public.recognises(source)] == [FILES[file].name]
+
+
+def test_the_wrong_network_gives_both_lists(goldens):
+    golden, multi = Golden(goldens, SCALE), Golden(goldens, MULTI)
+    with pytest.raises(
+        WeightsError, match=r"parameters without a source 2: params/aux_classifier/bias \(no rule\), params/aux_classifier/kernel"
+    ):
+        golden.convert(golden.net(multi_level=True))
+    with pytest.raises(WeightsError, match=r"unused source keys 8: layer5\.conv2d_list\.0\.bias"):
+        multi.convert(multi.net(multi_level=False))
+    with pytest.raises(WeightsError, match="wrong shapes 2: layer5.conv2d_list.0.*does not fit params/classifier"):
+        engine.to_segjax(golden.source, golden.public.layout(golden.source), golden.shapes(golden.net(num_classes=19)))
+    with pytest.raises(WeightsError, match=r"layer3\.6\.conv1.*does not fit|unused source keys 255: layer3\.10"):
+        engine.to_segjax(golden.source, golden.public.layout(golden.source), golden.shapes(golden.net(backbone="resnet50")))
+    enet = Golden(goldens, "enet/ENet")
+    with pytest.raises(WeightsError, match=r"parameters without a source \d+: batch_stats.*unused source keys \d+: bn1\.bias"):
+        engine.to_segjax(golden.source, ENET_PYTORCH.layout(()), enet.shapes(enet.net()))
+    for public in (ENET_PYTORCH, ENET_TORCH7, DEEPLABV2_VGG16):
+        with pytest.raises(WeightsError, match=public.name):
+            public.model(golden.source)
+    for public in (RESNET_TORCHVISION, DEEPLABV2_RESNET):
+        with pytest.raises(WeightsError, match=public.name):
+            public.model(enet.source)
+
+
+def test_real_torch7_enet_equals_an_independent_implementation(real_data):
+    pytest.importorskip("torchfile")
+    reference = np.load(real_data / "reference" / "enet_cityscapes_0016E5_07959.npz")
+    source, epsilon = torch7.read(real_data / "weights" / "enet_cityscapes_torch7" / "enet-model.net")
+    spec = ENET_TORCH7.model(source)
+    assert epsilon == 1e-3 and spec["num_classes"] == 20
+    net = ENet(spec["num_classes"], spec["layout"])
+    like = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+    flat = engine.to_segjax(source, ENET_TORCH7.layout(source), safetensors_io.flatten(like))
+    image = reference["enet_input_512x256"].transpose(1, 2, 0)[None]
+    logits = np.asarray(_apply(net, safetensors_io.unflatten(flat), image)["logits"])[0]
+    np.testing.assert_allclose(logits, reference["enet_logits_512x256"].transpose(1, 2, 0), rtol=0, atol=3e-3)
+    assert (logits.argmax(-1) == reference["enet_pred_512x256"]).mean() >= 0.999
