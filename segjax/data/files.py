@@ -8,11 +8,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from segjax.errors import DataError
 
 
+class Unreadable(DataError):
+    """A file that is missing, damaged or of the wrong kind."""
+
+
+class SizeMismatch(DataError):
+    """A label whose size is not its image's."""
+
+
+class BadIds(DataError):
+    """A label with values that its encoding does not know."""
+
+
 def read_image(path: "str | pathlib.Path") -> np.ndarray:
     """Read a photograph as RGB uint8 [H,W,3], upright. DataError when damaged, not an image, or deeper than 8 bits."""
     with _open(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise DataError(f"{path} has mode {image.mode} (more than 8 bits a channel), expected an 8-bit image: convert it to 8 bits")
+            raise Unreadable(f"{path} has mode {image.mode} (more than 8 bits a channel), expected an 8-bit image: convert it to 8 bits")
         try:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
@@ -28,7 +40,7 @@ def read_label(path: "str | pathlib.Path") -> np.ndarray:
     with _open(path) as image:
         if image.mode not in ("L", "P"):
             what = "a colour picture" if image.mode in ("RGB", "RGBA", "CMYK", "LA") else f"mode {image.mode}"
-            raise DataError(
+            raise Unreadable(
                 f"{path} is {what} ({image.mode}), expected one 8-bit channel of ids (PNG mode L or P): "
                 f"use the id file of the data set (not colour, not instance ids) or write the ids as 8-bit grey"
             )
@@ -42,12 +54,12 @@ def _open(path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: check the list file or the folder") from error
+        raise Unreadable(f"{path} does not exist: check the list file or the folder") from error
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise _damaged(path, error) from error
 
 
-def _damaged(path, error: Exception) -> DataError:
+def _damaged(path, error: Exception) -> Unreadable:
     size = pathlib.Path(path).stat().st_size
     with open(path, "rb") as file:
         head = file.read(64).lstrip().lower()
@@ -57,4 +69,4 @@ def _damaged(path, error: Exception) -> DataError:
         why = "it is an HTML page, not an image (a download that needed a login?)"
     else:
         why = f"{str(error).splitlines()[0]} (damaged or cut off)"
-    return DataError(f"{path} cannot be read, expected an image of {size} bytes to decode: {why}; download it again or exclude it")
+    return Unreadable(f"{path} cannot be read, expected an image of {size} bytes to decode: {why}; download it again or exclude it")

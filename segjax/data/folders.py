@@ -6,8 +6,8 @@ import numpy as np
 
 from segjax.data import label_spaces
 from segjax.data.dataset import Dataset, Example
-from segjax.data.files import read_image, read_label
-from segjax.data.pairing import pair_folders, read_list
+from segjax.data.files import BadIds, SizeMismatch, read_image, read_label
+from segjax.data.pairing import pair_folders, read_list, unpaired_message
 from segjax.data.transforms import resize_image, resize_label
 from segjax.errors import DataError
 
@@ -20,6 +20,7 @@ class FolderDataset(Dataset):
     file_list: a text file of "image label" lines, paths relative to it (or to `images`); a line of one word has no label.
     label_space, encoding: what a label's values mean (`label_spaces.decode_table`). include, exclude: keep or drop names by substring.
     resize: (height, width) of every example, image bilinear, label nearest. labelled=False never opens a label. cache: see Dataset.
+    strict=False keeps the complete pairs and lists the rest in `unpaired` (images, labels), which `data check` prints.
 
     Images become RGB uint8 (grey, palette, RGBA and CMYK are converted, an EXIF rotation is applied); 16-bit images are refused.
     Raises DataError: nothing found, unpaired files (first 10 of both sides), and on reading: damaged file, size mismatch, bad ids.
@@ -38,6 +39,7 @@ class FolderDataset(Dataset):
         resize: tuple[int, int] | None = None,
         labelled: bool = True,
         cache: bool = False,
+        strict: bool = True,
     ):
         super().__init__(cache)
         self.label_space = label_spaces.get(label_space)
@@ -45,10 +47,14 @@ class FolderDataset(Dataset):
         self.resize = tuple(resize) if resize else None
         self._table = label_spaces.decode_table(self.label_space, self.encoding)
         self._valid = label_spaces.valid_ids(self.label_space, self.encoding)
+        self.unpaired: tuple[list[str], ...] = ([], [])
         if file_list:
             pairs, self.root = read_list(file_list, images)
         elif images:
-            pairs, self.root = pair_folders(images, labels if labelled else None, encoding=self.encoding), pathlib.Path(images)
+            pairs, *unpaired = pair_folders(images, labels if labelled else None, encoding=self.encoding)
+            self.root, self.unpaired = pathlib.Path(images), tuple(unpaired)
+            if strict and any(unpaired):
+                raise DataError(unpaired_message(images, labels, *unpaired))
         else:
             raise DataError("a folder data set needs `images` (a folder) or `file_list` (a text file of 'image label' lines)")
         include, exclude = _words(include), _words(exclude)
@@ -92,7 +98,7 @@ class FolderDataset(Dataset):
         if self.labelled:
             raw = read_label(label_path)
             if raw.shape != image.shape[:2]:
-                raise DataError(
+                raise SizeMismatch(
                     f"{label_path} is {raw.shape[1]}x{raw.shape[0]} but {image_path} is {image.shape[1]}x{image.shape[0]}: "
                     f"a label must have its image's size; fix or exclude the pair"
                 )
@@ -106,7 +112,7 @@ class FolderDataset(Dataset):
     def _decode(self, raw: np.ndarray, path: pathlib.Path) -> np.ndarray:
         found = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         if not self._valid[found].all():
-            raise DataError(bad_ids_message(path, found, self._valid, self.label_space, self.encoding))
+            raise BadIds(bad_ids_message(path, found, self._valid, self.label_space, self.encoding))
         return self._table[raw]
 
 

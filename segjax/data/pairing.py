@@ -13,21 +13,19 @@ _OTHER_TAGS = ("_color", "_instanceIds", "_instanceTrainIds", "_invIds", "_train
 Pair = tuple[pathlib.Path, pathlib.Path | None]
 
 
-def pair_folders(images: str, labels: str | None, *, encoding: str = "trainId") -> list[Pair]:
-    """Pair every image under `images` with the label of the same relative name under `labels`, sorted by name.
+def pair_folders(images: str, labels: str | None, *, encoding: str = "trainId") -> tuple[list[Pair], list[str], list[str]]:
+    """Pair images with the labels of the same relative name: (pairs sorted by name, images without a label, labels without an image).
 
     Suffixes of the public layouts are ignored in the comparison. Where both label-id and train-id files lie side by side, encoding decides.
-    DataError: a folder that is missing or empty, an unpaired file (first 10 of both sides), two files of one name.
+    DataError: a folder that is missing or empty, two files of one name.
     """
     found = _index(pathlib.Path(images), _IMAGE_TAGS, (), "image")
     if labels is None:
-        return [(path, None) for _, path in sorted(found.items())]
+        return [(path, None) for _, path in sorted(found.items())], [], []
     wanted, unwanted = (_LABEL_ID_TAGS, _TRAIN_ID_TAGS) if encoding == "labelId" else (_TRAIN_ID_TAGS, _LABEL_ID_TAGS)
     truth = _index(pathlib.Path(labels), wanted + unwanted, unwanted, "label")
     alone, orphan = sorted(set(found) - set(truth)), sorted(set(truth) - set(found))
-    if alone or orphan:
-        raise DataError(unpaired_message(images, labels, alone, orphan))
-    return [(path, truth[key]) for key, path in sorted(found.items())]
+    return [(path, truth[key]) for key, path in sorted(found.items()) if key in truth], alone, orphan
 
 
 def unpaired_message(images, labels, alone: list[str], orphan: list[str]) -> str:
