@@ -6,17 +6,27 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
-import ml_dtypes  # noqa: F401  (teaches numpy bfloat16 by name, which safetensors looks up)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from segjax.errors import WeightsError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_CODES = {
+    **{
+        np.dtype(f"<{kind}{size}"): f"{kind.upper()}{8 * size}"
+        for kind, sizes in (("f", (2, 4, 8)), ("i", (2, 4, 8)), ("u", (2, 4, 8)))
+        for size in sizes
+    },
+    np.dtype("i1"): "I8",
+    np.dtype("u1"): "U8",
+    np.dtype("?"): "BOOL",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,7 +65,8 @@ def sha256(path: str | os.PathLike) -> str:
 def write(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays under their names, through a temporary file that replaces `path` whole or not at all.
 
-    `metadata` maps text to text and lands in the file's header. Device arrays are fetched to the host.
+    `metadata` maps text to text and lands in the file's header. Device arrays are fetched to the host. Equal contents give equal bytes,
+    so a sha256 names the contents. WeightsError: a type that safetensors does not know, a full disk, no access.
     """
     path = pathlib.Path(path)
     # Not np.ascontiguousarray: it would turn a scalar into a vector of one.
@@ -63,15 +74,35 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(host, str(temporary), dict(metadata or {}))
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            _save(file, host, dict(metadata or {}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error}): choose a folder with room and write access") from error
     finally:
         with contextlib.suppress(OSError):  # gone after the replace, or never there
             temporary.unlink()
+
+
+def _save(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """The safetensors format. Not the package's writer: that one orders the metadata by a hash that changes from run to run."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    start = 0
+    # Widest type first, as the package does, so that every tensor is aligned.
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    for name in order:
+        array = arrays[name]
+        if array.dtype not in _CODES:
+            raise WeightsError(f"{name}: type {array.dtype} cannot be stored as safetensors: cast it to one of {sorted(_CODES.values())}")
+        header[name] = {"dtype": _CODES[array.dtype], "shape": list(array.shape), "data_offsets": [start, start + array.nbytes]}
+        start += array.nbytes
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(arrays[name].tobytes())
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
