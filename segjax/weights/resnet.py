@@ -69,7 +69,7 @@ def _torchvision_model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _deeplab_model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
     depths = _depths(source, "deeplabv2_resnet")
-    names = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+    names: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
     head = "layer6" if _deeplab_form(source) is MULTI else "layer5"
     last = f"{head}.conv2d_list.0.bias"
     if depths not in names or last not in source:
