@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from segjax.errors import SegjaxError
 
@@ -44,6 +43,8 @@ class MetricsWriter:
         self._file = self._events = None
         if jax.process_index():
             return
+        from tensorboardX import SummaryWriter  # imports torch where it is installed: seconds that only training should pay
+
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():

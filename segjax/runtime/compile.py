@@ -1,0 +1,180 @@
+"""Ahead-of-time compilation of the training step, and what is known about it before it runs."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from segjax.errors import SegjaxError
+from segjax.runtime.log import say
+from segjax.runtime.mesh import replicated
+from segjax.runtime.state import path_name
+from segjax.typing import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says about a step. Memory and bytes are of one device; None where a platform does not tell.
+
+    flops: matrix products and convolutions of the whole step over the global batch, loops times their length (XLA's own count
+    takes a loop's body once). bytes_accessed: XLA's estimate of memory traffic, loop bodies once.
+    """
+
+    flops: float
+    bytes_accessed: float | None
+    argument_bytes: int | None
+    output_bytes: int | None
+    temp_bytes: int | None
+    alias_bytes: int | None
+    trace_seconds: float
+    compile_seconds: float
+    devices: int
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Arguments + temporaries + the outputs that do not reuse (donated) arguments."""
+        if self.temp_bytes is None:
+            return None
+        return self.argument_bytes + self.temp_bytes + self.output_bytes - self.alias_bytes
+
+    def __str__(self) -> str:
+        parts = [f"{self.flops / 1e9:.3g} GFLOP"]
+        if self.bytes_accessed is not None:
+            parts.append(f"{_size(self.bytes_accessed)} moved")
+        if self.temp_bytes is not None:
+            parts.append(
+                f"memory a device {_size(self.peak_bytes)} ({_size(self.argument_bytes)} arguments, {_size(self.temp_bytes)} temporary)"
+            )
+        times = f"traced in {self.trace_seconds:.1f} s, compiled in {self.compile_seconds:.1f} s"
+        return f"step: {', '.join(parts)}; {times}, for {self.devices} device{'s' if self.devices > 1 else ''}"
+
+
+def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, mesh: Mesh) -> tuple[jax.stages.Compiled, Report]:
+    """`method.step` compiled for these shapes, with the state donated, and its report (printed).
+
+    state_spec, batch_spec: ShapeDtypeStructs with shardings; frozen: arrays on the mesh or such specs. The state leaves as it
+    came, metrics are replicated. Raises SegjaxError when the step changes a shape, dtype or the structure of its state, and when
+    the device has too little memory.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (state_spec, frozen, batch_spec))
+    jitted = jax.jit(method.step, in_shardings=shardings, out_shardings=(shardings[0], replicated(mesh)), donate_argnums=0)
+    begun = time.monotonic()
+    try:
+        traced = jitted.trace(state_spec, frozen, batch_spec)
+    except ValueError:  # out_shardings of another structure: say it in the state's terms
+        _check_state(state_spec, jax.eval_shape(method.step, state_spec, frozen, batch_spec)[0])
+        raise
+    _check_state(state_spec, traced.out_info[0])
+    lowered = traced.lower()
+    between = time.monotonic()
+    with out_of_memory_told():
+        compiled = lowered.compile()
+    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    sizes = {f"{kind}_bytes": getattr(memory, f"{kind}_size_in_bytes", None) for kind in ("argument", "output", "temp", "alias")}
+    report = Report(
+        flops=count_flops(traced.jaxpr.jaxpr),
+        bytes_accessed=costs.get("bytes accessed"),
+        trace_seconds=between - begun,
+        compile_seconds=time.monotonic() - between,
+        devices=mesh.size,
+        **sizes,
+    )
+    say(str(report))
+    return compiled, report
+
+
+def _check_state(before: Any, after: Any) -> None:
+    shape = lambda tree: {path_name(p): (x.shape, str(x.dtype)) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    old, new = shape(before), shape(after)
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if changed:
+        name = changed[0]
+        raise SegjaxError(
+            f"the method's step turns state.{name.replace('/', '.')} from {old.get(name, 'absent')} into {new.get(name, 'absent')}"
+            f"{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}: a step returns the state as it came"
+        )
+
+
+def count_flops(jaxpr) -> float:
+    """Floating-point operations of the products and convolutions in a jaxpr; a scan counts times its length, a cond its largest branch."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            left, axes = eqn.invars[0].aval.shape, params["dimension_numbers"][0][0]
+            total += 2.0 * eqn.outvars[0].aval.size * float(np.prod([left[a] for a in axes]))
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval
+            features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+            holes = float(np.prod(params["lhs_dilation"])) * params["batch_group_count"]
+            total += 2.0 * eqn.outvars[0].aval.size * kernel.size / features / holes
+        elif name == "cond":
+            total += max(count_flops(branch.jaxpr) for branch in params["branches"])
+        else:
+            times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+            total += times * sum(count_flops(inner) for inner in _inner(params))
+    return total
+
+
+def _inner(params: dict) -> Iterator[Any]:
+    for value in params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
+
+
+@contextlib.contextmanager
+def out_of_memory_told(report: Report | None = None) -> Iterator[None]:
+    """Turns the runtime's RESOURCE_EXHAUSTED into a SegjaxError with what the step needs and what lowers it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needs = f" (the step needs {_size(report.peak_bytes)} a device)" if report and report.peak_bytes else ""
+        raise SegjaxError(
+            f"out of device memory{needs}: {str(error).splitlines()[0][:200]}. Lower batch_size or data.crop, set "
+            'model.dtype="bfloat16", accumulate gradients, or spread the parameters with mesh.fsdp'
+        ) from error
+
+
+def enable_cache(directory: str | os.PathLike | None = None) -> pathlib.Path | None:
+    """Keeps compiled programs on disk, so that a restart compiles in a fraction of the time. Call before the first compilation.
+
+    directory: default the environment's SEGJAX_CACHE, else a cache that is set already (JAX_COMPILATION_CACHE_DIR), else
+    ~/.cache/segjax. An empty SEGJAX_CACHE turns it off. Returns the folder, or None with a printed warning when it cannot be written.
+    """
+    wanted = directory if directory is not None else os.environ.get("SEGJAX_CACHE")
+    if wanted is None:
+        wanted = jax.config.jax_compilation_cache_dir or pathlib.Path.home() / ".cache" / "segjax"
+    if not str(wanted):
+        return None
+    folder = pathlib.Path(wanted).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        say(f"warning: no compile cache, {folder} cannot be written ({error.strerror}); every start compiles anew")
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

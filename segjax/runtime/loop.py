@@ -1,0 +1,127 @@
+"""The training loop: read once in a lifetime. Everything that a method is lies in its step; what is here is when, not what."""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax.errors import ConfigError, DataError, Preempted
+from segjax.runtime import mesh as meshes
+from segjax.runtime import workdir as workdirs
+from segjax.runtime.checkpoint import Checkpoints
+from segjax.runtime.compile import compile_step, out_of_memory_told
+from segjax.runtime.log import Steps, say
+from segjax.runtime.meter import Clock, Meter
+from segjax.runtime.preemption import Preemption
+from segjax.runtime.prefetch import Prefetch
+from segjax.typing import Frozen, Method, State
+
+
+def train(
+    method: Method,
+    *,
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    steps: int,
+    workdir: str | os.PathLike,
+    mesh: jax.sharding.Mesh | None = None,
+    seed: int = 0,
+    frozen: Frozen = (),
+    initial_variables: dict | None = None,
+    checkpoint_every: int = 1000,
+    keep: int = 3,
+    log_every: int = 50,
+    evaluate: Callable[[State, int], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    sharding_overrides: meshes.Overrides = (),
+    stop_on_nan: bool = True,
+) -> State:
+    """Trains to `steps` finished steps and returns the state; the same call again goes on from the newest good checkpoint.
+
+    batches: batches(start) iterates this process's numpy batches from step `start` on, the same whatever came before.
+    initial_variables: {"params", "batch_stats"} put into a new state by `state.with_variables`. evaluate: called with the state
+    after every `evaluate_every` steps (0: never); what it returns is logged. A row of metrics is the mean over `log_every` steps,
+    with images_per_s (rows of the largest input), step_s, data_wait (share of the window) and goodput (share of the time since
+    the call that went into steps). `stop_on_nan` looks at metrics named loss..., and at params before a save.
+    Raises Preempted after a save on SIGTERM or SIGINT; ConfigError, DataError, WeightsError; SegjaxError on NaN, a full disk or
+    too little memory. Nothing saved before is lost by any of them.
+    """
+    for name, value in {"steps": steps, "checkpoint_every": checkpoint_every, "log_every": log_every}.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value}: expected 1 or more")
+    mesh = meshes.make_mesh() if mesh is None else mesh
+    clock = Clock()
+    with workdirs.claim(workdir) as place, out_of_memory_told():
+        workdirs.record(place, mesh)
+        saves = Checkpoints(place / "checkpoints", keep)
+        saves.sweep()
+        stream, first = _first_batch(batches, 0)
+        spec = meshes.batch_spec(first, mesh)
+        state, start = _begin(method, seed, first, mesh, saves, initial_variables, sharding_overrides)
+        if start >= steps:
+            return state
+        if start:
+            stream, first = _first_batch(batches, start)
+        frozen = jax.device_put(frozen, meshes.shard_rules(frozen, mesh))
+        specs = meshes.with_shardings((state, frozen), jax.tree.map(lambda leaf: leaf.sharding, (state, frozen)))
+        compiled, report = compile_step(method, *specs, spec, mesh)
+        meter = Meter(place, saves, clock, start, log_every, stop_on_nan, rows=max(leaf.shape[0] for leaf in spec.values()))
+        feed = Prefetch(itertools.chain([first], stream), lambda batch: meshes.put_batch(batch, mesh))
+        with contextlib.closing(meter), contextlib.closing(feed), Preemption() as preemption, Steps(start, steps) as progress:
+            for step in range(start, steps):
+                with clock("data"):
+                    batch = _next(feed, preemption, step, steps)
+                if batch is None or (reason := preemption.requested(step)):
+                    meter.save(step, state, wait=True)
+                    reason = preemption.pending() if batch is None else reason
+                    raise Preempted(f"{reason}: saved step {step} of {steps} in {place}; the same command goes on")
+                with out_of_memory_told(report):
+                    state, metrics = compiled(state, frozen, batch)
+                    meter.took(step + 1, metrics, progress)
+                done = step + 1
+                if done % checkpoint_every == 0 or done == steps:
+                    meter.save(done, state, wait=done == steps)
+                if evaluate is not None and evaluate_every and done % evaluate_every == 0:
+                    meter.evaluate(done, state, evaluate)
+        say(meter.summary(steps))
+        return state
+
+
+def _first_batch(batches: Callable, start: int) -> tuple[Iterator, dict[str, np.ndarray]]:
+    stream = iter(batches(start))
+    try:
+        return stream, next(stream)
+    except StopIteration:
+        raise DataError(f"the data gives no batch for step {start}: the data set holds fewer images than data.batch_size") from None
+
+
+def _next(feed: Prefetch, preemption: Preemption, step: int, steps: int):
+    # With many processes all must stop at one step, so none gives up alone.
+    give_up = preemption.pending if jax.process_count() == 1 else lambda: None
+    try:
+        return feed.next(give_up)
+    except StopIteration:
+        raise DataError(f"the data ended at step {step} of {steps}: repeat the data set or lower steps") from None
+
+
+def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tuple[State, int]:
+    """The newest good checkpoint, or a new state made on the devices that will hold it."""
+    begun = time.monotonic()
+    key = jax.random.key(seed)
+    abstract = jax.eval_shape(method.init, key, first)
+    shardings = meshes.shard_rules(abstract, mesh, overrides)
+    own = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)  # no two leaves in one buffer: donation
+    if saves.steps():
+        state, start = saves.restore(meshes.with_shardings(abstract, shardings))
+        say(f"resumed from step {start}")
+        return own(state), start
+    state = jax.jit(method.init, out_shardings=shardings)(key, meshes.put_batch(first, mesh))
+    if initial_variables is not None:
+        state = own(jax.device_put(state.with_variables(initial_variables), shardings))
+    jax.block_until_ready(state)
+    say(f"state made in {time.monotonic() - begun:.1f} s: {sum(leaf.size for leaf in jax.tree.leaves(abstract)):,} numbers")
+    return state, 0
