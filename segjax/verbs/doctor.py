@@ -60,6 +60,8 @@ def examine() -> Iterator[Finding]:
     try:
         import jax
 
+        from segjax.runtime import compile as compiler
+
         devices = jax.devices()
     except (RuntimeError, ImportError) as error:
         wanted = os.environ.get("JAX_PLATFORMS", "")
@@ -70,7 +72,7 @@ def examine() -> Iterator[Finding]:
     yield from device_lines(devices)
     yield accelerator(devices[0].platform, nvidia=NVIDIA.exists(), tpu=any(path.exists() for path in TPU))
     yield _host_memory()
-    yield compile_cache(jax.config.jax_compilation_cache_dir)
+    yield compile_cache(compiler.enable_cache(), os.environ.get("SEGJAX_CACHE"))
     yield tiny_step(devices)
 
 
@@ -151,16 +153,15 @@ def _host_memory() -> Finding:
     return Finding(NOTE if low else OK, "host", f"{pages:.1f} GiB memory, {free:.1f} GiB free on the disk of this folder", low)
 
 
-def compile_cache(folder: str | None) -> Finding:
-    """Whether compiled programs outlive the process. Training verbs set a folder of their own when none is set."""
-    if not folder:
-        return Finding(OK, "compile cache", "not set outside training (training verbs set one; JAX_COMPILATION_CACHE_DIR chooses another)")
-    path = pathlib.Path(folder)
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
-        return Finding(BAD, "compile cache", f"{folder} cannot be written", "set JAX_COMPILATION_CACHE_DIR to a folder that you may write")
-    count = sum(1 for _ in path.glob("*-cache")) if path.is_dir() else 0
-    return Finding(OK, "compile cache", f"{folder} ({count} programs)")
+def compile_cache(folder: pathlib.Path | None, wanted: str | None) -> Finding:
+    """Whether compiled programs outlive the process. folder: what is in use, None when there is none; wanted: SEGJAX_CACHE."""
+    if folder is None and wanted == "":
+        return Finding(NOTE, "compile cache", "turned off by an empty SEGJAX_CACHE: every start compiles anew", "unset SEGJAX_CACHE")
+    if folder is None:
+        return Finding(
+            NOTE, "compile cache", "no folder can be written: every start compiles anew", "set SEGJAX_CACHE to a folder that you may write"
+        )
+    return Finding(OK, "compile cache", f"{folder}, {sum(1 for _ in folder.glob('*-cache'))} compiled programs")
 
 
 def tiny_step(devices: list[Any]) -> Finding:

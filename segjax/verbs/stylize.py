@@ -27,6 +27,7 @@ from segjax.data.files import read_image
 from segjax.data.pairing import IMAGE_SUFFIXES
 from segjax.errors import ConfigError, DataError
 from segjax.ops import fourier
+from segjax.runtime import compile as compiler
 from segjax.verbs.progress import progress
 
 
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output={output}: cannot be made ({error.strerror}): choose a folder that you may write") from None
+    compiler.enable_cache()
     stylizers = [_stylizer((beta,), args.variant) for beta in betas] if len(folders) > 1 else [_stylizer(betas, args.variant)]
     stylize(jobs, stylizers, folders, size=size, batch_size=min(args.batch_size, len(jobs)), seed=args.seed)
     print(f"{len(jobs) * len(folders)} images in {output}")
