@@ -1,4 +1,4 @@
-"""AdaBN: the target's BatchNorm statistics, no weight changed (Li et al., arXiv 1603.04779). The cheapest adaptation, so the first to beat."""
+"""AdaBN: the target's BatchNorm statistics, no weight changed (Li et al., arXiv 1603.04779): the baseline to beat."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
 def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Method:
     """Each step reads one target batch; after n steps the statistics are the mean of the n batches' (mean, unbiased variance).
 
-    One pass over the target set makes the paper's estimate up to the variance between batch means. `optimizer` is accepted, as every
+    One pass over the target set makes the paper's estimate up to the variance between batch means. Dropout is off. `optimizer` is accepted, as every
     method's is, and unused. BatchNorm of the source is replaced whole; start from a trained network (`start_from`, `weights`).
     """
     nothing = optax.identity()
@@ -28,7 +28,7 @@ def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Met
         del frozen
         image = to_float(batch["target_image"])
         empty = jax.tree.map(jnp.zeros_like, state.batch_stats)  # from zero, one update leaves BN_MOMENTUM times the batch's own statistics
-        _, update = train_forward(model, state.params, empty, image, state.step_key())
+        _, update = train_forward(model, state.params, empty, image, None)
         share = 1.0 / (state.step + 1)
         moved = jax.tree.map(lambda old, new: old + share * (new / BN_MOMENTUM - old), state.batch_stats, update)
         change = optax.global_norm(jax.tree.map(jnp.subtract, moved, state.batch_stats))

@@ -40,8 +40,8 @@ def make(
     a beta and averages them: that is one run a beta here). variant: "centred" as the paper and the numpy code (frequencies -b..b),
     or "corner" as the released training code (-b..b-1). entropy_weight, entropy_eta: lambda_ent and eta. entropy_start: first step
     with entropy (the code's switch2entropy). entropy_normalizer: divisor of the entropy, ln(num_classes) by default; the code's is
-    2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab. jitter: photometric
-    jitter of both domains after stylization (not in the paper), 0 for none. ema_decay: > 0 predicts with averaged weights (not in the paper).
+    2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab. Not in the paper:
+    jitter, photometric jitter of both domains after stylization (0 for none), and ema_decay, > 0 predicts with averaged weights.
 
     The target passes through the network in training mode, after the source, so its statistics enter the running BatchNorm ones,
     as in the code; with `entropy_weight=0` the target is read for its amplitude alone, as in the paper's lambda_ent = 0 row.

@@ -11,10 +11,13 @@ def to_float(image: Array) -> Array:
     return image.astype(jnp.float32) / 255.0
 
 
-def train_forward(model, params, batch_stats, image: Array, key: Key) -> tuple[dict[str, Array], dict]:
-    """Outputs of `model` on a float image in training mode, and the new BatchNorm statistics (`{}` for a network without them)."""
+def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> tuple[dict[str, Array], dict]:
+    """Outputs of `model` on a float image in training mode, and the new BatchNorm statistics (`{}` for a network without them).
+
+    `key` draws the dropout; None leaves it out.
+    """
     variables = {"params": params, "batch_stats": batch_stats}
-    outputs, changed = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    outputs, changed = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={} if key is None else {"dropout": key})
     return outputs, changed.get("batch_stats", {})
 
 

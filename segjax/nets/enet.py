@@ -186,7 +186,8 @@ class ENet(nn.Module):
         x = image.astype(dtype)
         full = x.shape[1:3]
         convolved = Conv(13, (3, 3), 2, padding=1, use_bias=layout.middle_bias, dtype=dtype, name="initial_conv")(x)
-        pooled = max_pool(x, window=layout.initial_pool, padding=layout.initial_pool // 2 if layout.initial_pool == 3 else 0)
+        window = layout.initial_pool
+        pooled = max_pool(x, window=window, padding=(window - 1) // 2, ceil_mode=window == 2)  # both sizes are ceil(n / 2)
         x = BatchNorm(layout.bn_epsilon, dtype=dtype, name="initial_norm")(jnp.concatenate([convolved, pooled], -1), train)
         x = PReLU(layout.slope_per_channel, name="initial_act")(x)
         half = x.shape[1:3]

@@ -108,13 +108,16 @@ class PReLU(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-    """Drop whole channels of an image with probability `rate` and scale the rest by 1 / (1 - rate) (torch's `Dropout2d`)."""
+    """Drop whole channels of an image with probability `rate` and scale the rest by 1 / (1 - rate) (torch's `Dropout2d`).
+
+    Only in training and only where a "dropout" key is given, so statistics can be gathered without it.
+    """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        if not train or self.rate == 0.0:
+        if not train or self.rate == 0.0 or not self.has_rng("dropout"):
             return x
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0], 1, 1, x.shape[-1]))
         return x * (keep / (1 - self.rate)).astype(x.dtype)

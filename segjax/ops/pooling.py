@@ -38,7 +38,7 @@ max_pool_2x2_with_index.defvjp(_pool_index_fwd, _pool_index_bwd)
 
 
 def max_unpool_2x2(x: Array, index: Array, output_size: tuple[int, int]) -> Array:
-    """Put each x [B,h,w,C] at the place that `index` (0..3) names in its 2x2 window, zeros elsewhere; no scatter. Output [B,*output_size,C]."""
+    """Put each x [B,h,w,C] where `index` (0..3) says in its 2x2 window of the output [B,*output_size,C]; zeros elsewhere, no scatter."""
     b, h, w, c = x.shape
     place = jnp.arange(4, dtype=index.dtype).reshape(2, 1, 2, 1)
     y = jnp.where(index[:, :, None, :, None] == place, x[:, :, None, :, None], jnp.zeros((), x.dtype)).reshape(b, 2 * h, 2 * w, c)

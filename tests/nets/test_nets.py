@@ -1,0 +1,102 @@
+"""What every network inherits: parameter counts of the papers, shapes, dtype, jit, gradients, any size, scanned blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.nets.deeplab import DeepLabV2
+from segjax.nets.enet import ENet
+
+COUNTS = [
+    (ENet(19), 351_660),
+    (ENet(12), 350_652),
+    (ENet(20, layout="torch7"), 364_712),
+    (DeepLabV2(19), 43_901_068),
+    (DeepLabV2(16), 43_679_872),
+    (DeepLabV2(19, multi_level=True), 44_601_560),
+    (DeepLabV2(19, backbone="vgg16"), 29_573_004),
+]
+
+
+def spec(model, height, width):
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    variables = jax.eval_shape(lambda key, x: model.init(key, x), jax.random.key(0), image)
+    return variables, jax.eval_shape(lambda v, x: model.apply(v, x), variables, image)
+
+
+@pytest.mark.parametrize("model, count", COUNTS, ids=lambda x: type(x).__name__ if not isinstance(x, int) else str(x))
+def test_parameter_counts(model, count):
+    variables, _ = spec(model, 64, 96)
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+@pytest.mark.parametrize("backbone, size", [("resnet101", (65, 129)), ("vgg16", (64, 128))])
+def test_deeplab_keeps_the_sizes_of_caffe(backbone, size):
+    _, outputs = spec(DeepLabV2(19, backbone=backbone), 512, 1024)
+    assert outputs["logits"].shape == (1, *size, 19)
+
+
+TINY = [
+    ENet(5),
+    DeepLabV2(5, backbone="resnet50", width=4, multi_level=True),
+    DeepLabV2(5, backbone="vgg16", vgg_widths=(4, 4, 8, 8, 8), vgg_fc=8),
+]
+NAMES = ["enet", "resnet", "vgg"]
+
+
+def random_variables(model, image):
+    """Variables of the right shapes without compiling `init`: small kernels, unit scales and variances."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, x):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return jnp.ones(x.shape)
+        return jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32) if name in ("kernel", "slope") else jnp.zeros(x.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(model.init, jax.random.key(0), image))
+
+
+def training_loss(model, variables, params, image):
+    state = {"params": params, "batch_stats": variables.get("batch_stats", {})}
+    outputs, changed = model.apply(state, image, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
+    return jnp.square(outputs["logits"]).mean(), (outputs["logits"], changed.get("batch_stats", {}))
+
+
+@pytest.mark.parametrize("model", TINY, ids=NAMES)
+def test_trains_at_an_odd_size(model):
+    image = jax.random.uniform(jax.random.key(0), (2, 37, 50, 3))
+    variables = random_variables(model, image)
+    step = jax.jit(jax.value_and_grad(lambda params: training_loss(model, variables, params, image), has_aux=True))
+    (value, (logits, batch_stats)), gradients = step(variables["params"])
+    assert logits.dtype == jnp.float32 and logits.shape[-1] == 5 and np.isfinite(value)
+    if isinstance(model, ENet):
+        assert logits.shape[1:3] == (37, 50)
+    used = [bool(jnp.abs(leaf).max() > 0) for leaf in jax.tree.leaves({k: v for k, v in gradients.items() if "aux" not in k})]
+    assert np.mean(used) > 0.95, "parameters without a gradient"
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), batch_stats, variables.get("batch_stats", {}))
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("model", [*TINY, ENet(5, layout="torch7")], ids=[*NAMES, "enet-torch7"])
+def test_bfloat16_keeps_parameters_statistics_and_logits_float32(model):
+    image = jax.ShapeDtypeStruct((2, 37, 50, 3), jnp.float32)
+    model = model.clone(dtype=jnp.bfloat16)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def gradients(params, image):
+        return jax.grad(lambda p: training_loss(model, variables_like, p, image), has_aux=True)(params)
+
+    variables_like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
+    found, (logits, batch_stats) = jax.eval_shape(gradients, variables["params"], image)
+    assert {x.dtype for x in jax.tree.leaves((variables, found, logits, batch_stats))} == {jnp.dtype("float32")}
+    text = str(jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables_like, jnp.zeros(image.shape)))
+    assert "bf16" in text
+
+
+def test_scanned_stages_hold_stacked_parameters():
+    variables, _ = spec(ENet(19), 64, 96)
+    assert variables["params"]["stage2_3"]["block1"]["ext_conv2"]["conv"]["kernel"].shape == (2, 3, 3, 32, 32)
+    variables, _ = spec(DeepLabV2(19), 64, 96)
+    assert variables["params"]["backbone"]["layer3_rest"]["conv2"]["kernel"].shape == (22, 3, 3, 256, 256)

@@ -1,0 +1,93 @@
+"""Every form of the convolution primitives against lax (itself torch's definition), values and gradients, inside a loop too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from segjax.ops.conv import atrous_sum, conv2d, conv_transpose2d, same_padding
+
+
+def reference(x, kernel, stride, dilation, padding):
+    padding = same_padding(kernel.shape[:2], dilation) if padding is None else padding
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, None, (dilation, dilation), ("NHWC", "HWIO", "NHWC"))
+
+
+CASES = [
+    ((3, 3), 1, 1, None),
+    ((3, 3), 1, 2, None),
+    ((3, 3), 1, 16, None),
+    ((5, 1), 1, 1, None),
+    ((1, 5), 1, 1, None),
+    ((1, 1), 1, 1, None),
+    ((1, 1), 2, 1, None),
+    ((2, 2), 2, 1, ((0, 0), (0, 0))),
+    ((3, 3), 2, 1, ((1, 1), (1, 1))),
+    ((7, 7), 2, 1, None),
+    ((4, 4), 3, 1, ((0, 1), (2, 0))),
+]
+
+
+@pytest.mark.parametrize("kernel_size, stride, dilation, padding", CASES)
+def test_values_and_gradients_are_those_of_lax(kernel_size, stride, dilation, padding):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 12, 17, 5))
+    kernel = jax.random.normal(keys[1], (*kernel_size, 5, 4))
+    ours, vjp = jax.vjp(lambda a, b: conv2d(a, b, stride=stride, dilation=dilation, padding=padding), x, kernel)
+    theirs, reference_vjp = jax.vjp(lambda a, b: reference(a, b, stride, dilation, padding), x, kernel)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    dy = jax.random.normal(keys[2], ours.shape)
+    for mine, other in zip(vjp(dy), reference_vjp(dy), strict=True):
+        np.testing.assert_allclose(mine, other, atol=3e-4)
+
+
+def test_gradients_inside_a_scan_equal_the_unrolled_ones():
+    keys = jax.random.split(jax.random.key(1), 2)
+    x = jax.random.normal(keys[0], (1, 9, 8, 6))
+    kernels = jax.random.normal(keys[1], (3, 3, 3, 6, 6)) / 5
+
+    def scanned(kernels):
+        return lax.scan(lambda h, k: (jnp.tanh(conv2d(h, k, dilation=2)), None), x, kernels)[0].sum()
+
+    def unrolled(kernels):
+        h = x
+        for k in kernels:
+            h = jnp.tanh(reference(h, k, 1, 2, None))
+        return h.sum()
+
+    np.testing.assert_allclose(jax.jit(jax.grad(scanned))(kernels), jax.grad(unrolled)(kernels), atol=1e-4)
+
+
+@pytest.mark.parametrize("size, output", [(2, None), (3, None), (3, (11, 13)), (2, (12, 13))])
+def test_transposed_convolution_puts_each_tap_where_torch_does(size, output):
+    x, kernel = np.random.default_rng(0).normal(size=(2, 6, 7, 3)), np.random.default_rng(1).normal(size=(size, size, 3, 4))
+    full = np.zeros((2, 2 * 6 + 2, 2 * 7 + 2, 4))  # output index 2i + k - padding, one row of room on both sides
+    padding = 0 if size == 2 else 1
+    for i in range(6):
+        for j in range(7):
+            for p in range(size):
+                for q in range(size):
+                    full[:, 2 * i + p - padding + 1, 2 * j + q - padding + 1] += x[:, i, j] @ kernel[p, q]
+    expected = full[:, 1:13, 1:15]
+    if output is not None:
+        expected = expected[:, : output[0], : output[1]]
+    ours = conv_transpose2d(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), output_size=output)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(9, 13), (40, 50)])
+def test_atrous_sum_is_the_sum_of_the_convolutions(height, width):
+    keys = jax.random.split(jax.random.key(2), 3)
+    x = jax.random.normal(keys[0], (2, height, width, 8))
+    kernels, biases = jax.random.normal(keys[1], (4, 3, 3, 8, 5)), jax.random.normal(keys[2], (4, 5))
+    dilations = (6, 12, 18, 24)
+
+    def naive(x, kernels, biases):
+        return sum(reference(x, k, 1, d, None) + b for k, d, b in zip(kernels, dilations, biases, strict=True))
+
+    np.testing.assert_allclose(atrous_sum(x, kernels, biases, dilations), naive(x, kernels, biases), atol=1e-4)
+    ours = jax.grad(lambda *a: jnp.square(atrous_sum(*a, dilations)).mean(), argnums=(0, 1, 2))(x, kernels, biases)
+    theirs = jax.grad(lambda *a: jnp.square(naive(*a)).mean(), argnums=(0, 1, 2))(x, kernels, biases)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
