@@ -1,0 +1,132 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from segjax.errors import ConfigError
+from segjax.runtime import workdir as workdirs
+from segjax.runtime.preemption import Preemption
+
+TOY = pathlib.Path(__file__).with_name("toy.py")
+
+
+def start(workdir, *flags):
+    environment = os.environ | {
+        "PYTHONPATH": str(TOY.parents[2]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, str(TOY), str(workdir), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def until(condition, process, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.005)
+
+
+def digest(output):
+    return output.split("digest ")[1].split()[0]
+
+
+def test_killed_and_stopped_runs_equal_the_unbroken_one(tmp_path):
+    """kill -9 between steps, kill -9 inside a save, then SIGTERM and SIGINT: the fourth start ends with the unbroken run's bits."""
+    broken = tmp_path / "broken"
+    rows = lambda: len((broken / "metrics.jsonl").read_text().splitlines()) if (broken / "metrics.jsonl").exists() else 0
+    saved = lambda: sorted(p.name for p in (broken / "checkpoints").iterdir()) if (broken / "checkpoints").is_dir() else []
+
+    whole = start(tmp_path / "whole")
+    one = start(broken, "--pause=0.2")
+    until(lambda: "4" in saved() and rows() >= 5, one)
+    one.kill()
+    one.wait()
+    assert "20" not in saved()
+
+    two = start(broken, "--slow-save=60")
+    until(lambda: any((broken / "checkpoints" / name / "state").exists() for name in saved() if name.endswith(".tmp")), two)
+    two.kill()
+    two.wait()
+    assert any(name.endswith(".tmp") for name in saved())
+
+    three = start(broken, "--pause=0.3", "--slow-save=0.3")
+    begun = rows()
+    until(lambda: begun < rows() and rows() % 4 == 1, three)
+    three.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    three.send_signal(signal.SIGINT)
+    text, errors = three.communicate(timeout=60)
+    assert three.returncode == 75 and "SIGTERM: saved step" in text and "SIGTERM: saving after this step" in errors
+    assert "is stale and taken over" in text and "resumed from step" in text
+    assert not any(name.endswith(".tmp") for name in saved()) and max(map(int, saved())) % 4
+
+    four = start(broken)
+    text, errors = four.communicate(timeout=60)
+    assert four.returncode == 0, errors
+    assert digest(text) == digest(whole.communicate(timeout=60)[0])
+    assert rows() == 20
+
+
+def test_handlers_come_and_go():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert preemption.requested(0) is None
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.requested(1) == preemption.pending() == "SIGINT"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_installs_nothing():
+    found = []
+
+    def inside():
+        with Preemption() as preemption:
+            found.append((preemption.requested(0), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=inside)
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)]
+
+
+def test_one_run_at_a_time(tmp_path, capsys):
+    with workdirs.claim(tmp_path):
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"):
+            with workdirs.claim(tmp_path):
+                pass
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    "holder, age, taken",
+    [
+        ('{"host": "elsewhere", "pid": 1, "born": "1"}', 0, False),
+        ('{"host": "elsewhere", "pid": 1, "born": "1"}', 3600, True),
+        ('{"host": "HERE", "pid": 1, "born": "not this one"}', 0, True),
+        ('{"host": "HERE", "pid": 999999999, "born": "1"}', 0, True),
+        ("", 3600, True),
+        ("", 0, False),
+    ],
+)
+def test_stale_locks_are_taken_over(tmp_path, holder, age, taken, capsys):
+    lock = tmp_path / "lock"
+    lock.write_text(holder.replace("HERE", workdirs.socket.gethostname()))
+    os.utime(lock, (time.time() - age,) * 2)
+    if taken:
+        with workdirs.claim(tmp_path):
+            assert str(os.getpid()) in lock.read_text()
+        assert "stale and taken over" in capsys.readouterr().out
+    else:
+        with pytest.raises(ConfigError, match="in use"):
+            with workdirs.claim(tmp_path):
+                pass
+        assert lock.exists()
