@@ -20,11 +20,14 @@ from segjax.typing import Array, Key
 Variant = Literal["centred", "corner"]
 Form = Literal["auto", "fft", "banded"]
 
-BANDED_UP_TO = {"cpu": 0.2, "default": 0.2}
-"""Largest b / min(height, width) at which the banded form is the faster one, by platform (scripts/bench_ops.py measures it)."""
+BANDED_UP_TO = {"cpu": 0.2, "cuda": 0.06, "default": 0.2}
+"""Largest b / min(height, width) at which the banded form is the faster one, by platform: measured by scripts/bench_ops.py
+on a 2-core CPU and an H200; the default (TPU) is an estimate."""
 
-_NO_PHASE = 4 * float(np.finfo(np.float32).eps)
-"""A coefficient below this share of the window's largest is rounding noise: it has no phase."""
+
+def _no_phase(pixels: int) -> float:
+    """Below this share of the window's largest coefficient there is rounding noise only, hence no phase (measured on flat images)."""
+    return float(np.finfo(np.float32).eps) * max(0.5, pixels / 2**20)
 
 
 def band(height: int, width: int, beta: float) -> int:
@@ -120,11 +123,11 @@ def _transfer(source: Array, target: Array, weight: Array, b: int, form: str) ->
     return out.astype(source.dtype)
 
 
-def _change(sr: Array, si: Array, tr: Array, ti: Array) -> tuple[Array, Array]:
+def _change(sr: Array, si: Array, tr: Array, ti: Array, *, pixels: int) -> tuple[Array, Array]:
     """(|T| / |S| - 1) S, without a division by zero or the root's infinite slope at zero; |T| - S where S has no phase."""
     s2, t2 = sr * sr + si * si, tr * tr + ti * ti
     largest = lax.stop_gradient(jnp.max(s2, axis=(1, 2), keepdims=True))
-    has_phase = s2 > largest * _NO_PHASE**2
+    has_phase = s2 > largest * _no_phase(pixels) ** 2
     amplitude = jnp.where(t2 > 0, jnp.sqrt(jnp.where(t2 > 0, t2, 1)), 0)
     gain = jnp.where(has_phase, amplitude * lax.rsqrt(jnp.where(has_phase, s2, 1)), 0) - 1
     return gain * sr + jnp.where(has_phase, 0, amplitude), gain * si
@@ -139,7 +142,7 @@ def _fft(source: Array, target: Array, weight: Array, *, b: int) -> Array:
         low = jnp.concatenate([spectrum[:, :, :right], spectrum[:, :, width - b :]], axis=2)
         return low.real, low.imag
 
-    real, imag = _change(*window(source), *window(target))
+    real, imag = _change(*window(source), *window(target), pixels=height * width)
     change = lax.complex(real, imag) * weight[..., None]
     rows = ((0, 0), (0, height // 2 - b), (0, 0), (0, 0))
     middle = jnp.zeros((*change.shape[:2], width - change.shape[2], change.shape[3]), change.dtype)
@@ -174,7 +177,7 @@ def _banded(source: Array, target: Array, weight: Array, *, b: int) -> Array:
         both = _matmul(to_columns, rows).reshape(batch, 2, -1, 2, b + 1, channels)
         return both[:, 0, :, 0] - both[:, 1, :, 1], both[:, 0, :, 1] + both[:, 1, :, 0]
 
-    real, imag = _change(*window(source), *window(target))
+    real, imag = _change(*window(source), *window(target), pixels=height * width)
     # a row u stands for -u too, unless they are the same frequency
     twice = np.where((np.arange(b + 1) == 0) | (2 * np.arange(b + 1) == height), 1.0, 2.0) / (height * width)
     scale = (weight * jnp.asarray(twice, weight.dtype)[:, None]).swapaxes(1, 2)[..., None]
