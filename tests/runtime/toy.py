@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import itertools
+import sys
 import time
 
 import jax
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a batch takes")
     parser.add_argument("--slow-save", type=float, default=0.0, help="seconds between a save's data and its commit")
     args = parser.parse_args()
+    sys.modules["torch"] = None  # tensorboardX imports it where it is installed, for seconds
     from segjax.errors import SegjaxError
     from segjax.runtime import checkpoint, loop, mesh
 
