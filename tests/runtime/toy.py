@@ -79,7 +79,7 @@ def main() -> None:
             batches=lambda start: batches(start, pause=args.pause),
             steps=args.steps,
             workdir=args.workdir,
-            mesh=mesh.make_mesh(2, devices=jax.devices()[:2]),
+            mesh=mesh.make_mesh(),
             checkpoint_every=4,
             log_every=1,
         )
