@@ -1,0 +1,71 @@
+"""What the configs share. A config is plain values; `{"make": "module:name", ...}` names what segjax/verbs/build.py builds of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+SOURCE_ONLY, FDA, ADABN = "segjax.methods.source_only:make", "segjax.methods.fda:make", "segjax.methods.adabn:make"
+ENET, DEEPLABV2 = "segjax.nets.enet:ENet", "segjax.nets.deeplab:DeepLabV2"
+FOLDERS, STREET_SCENES = "segjax.data.folders:FolderDataset", "segjax.data.procedural:StreetScenes"
+
+
+def run(name: str, *, steps: int, batch_size: int) -> ConfigDict:
+    """An empty run. `--config.seed`, `steps`, `batch_size`, `checkpoint_every` and `mesh` hold for every stage that follows them."""
+    return ConfigDict(
+        {
+            "name": name,
+            "seed": 0,
+            "order": (),
+            "steps": steps,
+            "batch_size": batch_size,
+            "log_every": 20,
+            "checkpoint_every": 250,
+            "evaluate_every": 0,
+            "mesh": {"data": -1, "fsdp": 1},
+            "stages": {},
+        }
+    )
+
+
+def add_stage(
+    config: ConfigDict,
+    name: str,
+    *,
+    method: Mapping[str, Any],
+    model: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    data: Mapping[str, Any],
+    evaluate: Mapping[str, Any],
+    start_from: str = "",
+    **changes: Any,
+) -> ConfigDict:
+    """Appends a stage to a run. What `changes` leaves out (steps, batch_size, ...) follows the run's own value, overridden or not."""
+    parts = {
+        "method": method,
+        "model": {"weights": "", "weights_space": "", "classifier": "map", **model},
+        "optimizer": optimizer,
+        "data": {"scale": (1.0, 1.0), "flip": True, "workers": 0, **data},
+        "evaluate": evaluate,
+        "start_from": start_from,
+        "keep": 3,
+        "mesh": {key: config.mesh.get_oneway_ref(key) for key in ("data", "fsdp")},
+    }
+    stage = ConfigDict(_own_links(parts))
+    for key in ("steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every"):
+        stage[key] = changes[key] if key in changes else config.get_oneway_ref(key)
+    config.stages[name] = stage
+    config.order = (*config.order, name)
+    return stage
+
+
+def _own_links(value: Any) -> Any:
+    """Gives every value that follows a field of the run its own link to it: overriding it in one stage must not change the others."""
+    if isinstance(value, Mapping):
+        return {key: _own_links(part) for key, part in value.items()}
+    return value.identity() if isinstance(value, FieldReference) else value
+
+
+def unknown(arg: str, known: tuple[str, ...]) -> ValueError:
+    """The error of a variant that a config does not have."""
+    return ValueError(f"unknown variant {arg!r}: expected one of {', '.join(known)}")

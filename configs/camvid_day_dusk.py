@@ -1,0 +1,50 @@
+"""Real photographs: CamVid's labelled day (0006R0, 0016E5) to its unlabelled dusk (0001TP), ENet. Dusk labels serve scoring alone.
+
+Default: from an ENet trained on Cityscapes (`segjax convert` of the Torch7 file), its classifier carried over to CamVid's 11 classes.
+`:from_scratch` draws every weight. `data` holds the SegNet split: train.txt and val.txt with "image label" lines.
+The Cityscapes network as it is, at the size of its published figures: `segjax evaluate --config=configs/camvid_day_dusk.py
+--config.evaluate_size="(512,1024)" --weights=weights/enet_cityscapes.safetensors --workdir=DIR`.
+"""
+
+import base
+
+VARIANTS = ("from_enet", "from_scratch")
+
+
+def get_config(arg="from_enet"):
+    if arg not in VARIANTS:
+        raise base.unknown(arg, VARIANTS)
+    scratch = arg == "from_scratch"
+    config = base.run(f"camvid_day_dusk_{arg}", steps=3000 if scratch else 800, batch_size=4)
+    config.data = "data/camvid"
+    config.evaluate_size = (360, 480)
+    train_list, val_list = (config.get_oneway_ref("data") + f"/{part}.txt" for part in ("train", "val"))
+    config.weights = "" if scratch else "weights/enet_cityscapes.safetensors"
+    camvid = {"make": base.FOLDERS, "label_space": "camvid11"}
+    train = {**camvid, "file_list": train_list}
+    day, dusk = ("0006R0", "0016E5"), ("0001TP",)
+    scored = {"size": config.get_oneway_ref("evaluate_size"), "upsample": "prediction"}
+    shared = {
+        "model": {
+            "make": base.ENET,
+            "num_classes": 11,
+            "layout": "pytorch" if scratch else "torch7",
+            "dtype": "float32",
+            "weights": config.get_oneway_ref("weights"),
+        },
+        "optimizer": {"name": "adam", "lr": 5e-4, "weight_decay": 2e-4, "schedule": "poly", "power": 0.9},
+        "data": {
+            "source": {**train, "include": day, "cache": True},
+            "target": {**train, "include": dusk, "labelled": False, "cache": True},
+            "crop": (256, 384),
+        },
+        "evaluate": {
+            "dusk": {**train, "include": dusk, "split": "train", **scored},
+            "day": {**camvid, "file_list": val_list, "split": "val", **scored},
+        },
+    }
+    base.add_stage(config, "source_only", method={"make": base.SOURCE_ONLY, "jitter": 0.0, "ema_decay": 0.0}, **shared)
+    base.add_stage(config, "adabn", method={"make": base.ADABN}, start_from="source_only", **shared, steps=16)
+    fda = {"make": base.FDA, "betas": (0.01, 0.05, 0.09), "entropy_weight": 0.005, "entropy_start": 400, "jitter": 0.0, "ema_decay": 0.0}
+    base.add_stage(config, "fda", method=fda, **shared)
+    return config

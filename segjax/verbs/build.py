@@ -1,0 +1,222 @@
+"""From a config's plain values to objects: the only place that opens a ConfigDict and resolves import strings.
+
+A part of a config is `{"make": "package.module:name", **keyword arguments}`. Everything below this floor takes plain keyword arguments.
+Impossible combinations raise here, before a device is touched.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from segjax.data import label_spaces, transforms
+from segjax.errors import ConfigError
+from segjax.runtime import optim
+from segjax.typing import Method
+
+WEIGHT_KEYS = ("weights", "weights_space", "classifier")
+"""Keys of a stage's `model` that say what it starts from; the others are the module's attributes."""
+EVALUATE_KEYS = ("size", "split", "upsample", "score")
+"""Keys of a stage's `evaluate.NAME` that say how to score; the others are the data set's arguments."""
+
+_LINEN = ("parent", "name")  # every Linen module's own fields, no business of a config
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a config, built as far as it goes without data or devices.
+
+    spec: the stage's plain values. model: Linen module. method: the three pure functions over that model.
+    """
+
+    name: str
+    seed: int
+    spec: Mapping[str, Any]
+    model: Any
+    method: Method
+
+    def with_classes(self, count: int) -> "Stage":
+        """The same stage over a network with `count` outputs (a public checkpoint is evaluated with its own outputs)."""
+        if count == self.model.num_classes:
+            return self
+        spec = {**self.spec, "model": {**self.spec["model"], "num_classes": count}}
+        return _assemble(self.name, self.seed, spec)
+
+
+def stage_names(config) -> tuple[str, ...]:
+    """The stages in the order in which `segjax run` walks them. ConfigError when `order` and `stages` disagree."""
+    order, stages = tuple(config.get("order", ())), tuple(config.get("stages", {}))
+    if not order:
+        raise ConfigError(f"config.order is empty: name the stages to run, known: {', '.join(stages) or 'none'}")
+    for name in order:
+        if name not in stages:
+            raise ConfigError(f"config.order names the stage {name!r}: {_nearest(name, stages)}")
+    for position, name in enumerate(order):
+        before = order[:position]
+        start = config.stages[name].get("start_from", "")
+        if start and start not in before:
+            raise ConfigError(f"config.stages.{name}.start_from={start!r}: expected an earlier stage: {', '.join(before) or 'none'}")
+    return order
+
+
+def stage(config, name: str) -> Stage:
+    """Builds one stage's network and method. ConfigError names the key that is wrong."""
+    if name not in config.stages:
+        raise ConfigError(f"unknown stage {name!r}: {_nearest(name, config.stages)}")
+    return _assemble(name, int(config.get("seed", 0)), plain(config.stages[name]))
+
+
+def plain(value: Any) -> Any:
+    """A ConfigDict as nested dicts and tuples, references resolved."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    return tuple(plain(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def resolve(spec: Mapping[str, Any], where: str, **extra: Any) -> Any:
+    """Calls what `spec["make"]` names with the other keys and `extra`. ConfigError: no such module or name, a keyword it does not take."""
+    if "make" not in spec:
+        raise ConfigError(f"{where} has no `make`: expected make='package.module:name', got keys {', '.join(spec) or 'none'}")
+    function = import_string(spec["make"], where)
+    return call(function, {**{key: value for key, value in spec.items() if key != "make"}, **extra}, where)
+
+
+def import_string(text: str, where: str) -> Callable:
+    """`package.module:name` -> the object. ConfigError names the nearest name that the module has."""
+    module_name, colon, name = str(text).partition(":")
+    if not colon or not name:
+        raise ConfigError(f"{where}.make={text!r}: expected 'package.module:name', e.g. 'segjax.methods.fda:make'")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{where}.make={text!r}: there is no module {error.name!r} (is its folder on PYTHONPATH?)") from None
+    except ImportError as error:
+        raise ConfigError(f"{where}.make={text!r}: {module_name} does not import: {error}") from None
+    if not hasattr(module, name):
+        raise ConfigError(f"{where}.make={text!r}: {module_name} has no {name!r}: {_nearest(name, vars(module))}")
+    return getattr(module, name)
+
+
+def call(function: Callable, arguments: Mapping[str, Any], where: str) -> Any:
+    """function(**arguments), where a keyword that it does not take or lacks is a ConfigError with the nearest one."""
+    parameters = inspect.signature(function).parameters
+    known = [
+        name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in ("parent", "name")
+    ]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in arguments:
+            if key not in known:
+                raise ConfigError(f"{where}.{key}: {function.__name__} takes no such argument: {_nearest(key, known)}")
+    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in arguments]
+    if missing:
+        raise ConfigError(f"{where}: {function.__name__} needs {', '.join(missing)}, which the config does not give")
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {function.__name__}: {' '.join(str(error).split())}") from error
+
+
+def dataset(spec: Mapping[str, Any], where: str, *, scored: bool = False) -> Any:
+    """A data set of a config. In an `evaluate` entry (`scored`), keys that steer the scoring reach the maker only if it takes them too."""
+    if scored and "make" in spec:
+        parameters = inspect.signature(import_string(spec["make"], where)).parameters
+        spec = {key: value for key, value in spec.items() if key not in EVALUATE_KEYS or key in parameters}
+    return resolve(spec, where)
+
+
+def training_data(stage: Stage) -> tuple[Any, Any]:
+    """(source, target or None) of a stage, checked against its network and crop. ConfigError or DataError names the key."""
+    where, data = f"config.stages.{stage.name}.data", stage.spec["data"]
+    source = dataset(data["source"], f"{where}.source")
+    target = dataset(data["target"], f"{where}.target") if data.get("target") else None
+    classes = source.label_space.num_classes
+    if stage.model.num_classes != classes:
+        raise ConfigError(
+            f"config.stages.{stage.name}.model.num_classes={stage.model.num_classes} but data.source is {source.label_space.name} "
+            f"with {classes} classes: set num_classes={classes}, or another label_space"
+        )
+    for name, part in (("source", source), ("target", target)):
+        if part is not None:
+            example = part[0]
+            transforms.check_crop(data["crop"], *example["image"].shape[:2], f"{where}.{name} ({example['name']})")
+    return source, target
+
+
+def check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:
+    """ConfigError when the batch cannot be dealt out evenly to the devices of the mesh."""
+    batch, devices = stage.spec["batch_size"], mesh.size
+    if batch % devices:
+        fit = max(count for count in range(1, devices + 1) if batch % count == 0)
+        raise ConfigError(
+            f"config.stages.{stage.name}.batch_size={batch} is not divisible by the {devices} devices of the mesh: "
+            f"use batch_size={-(-batch // devices) * devices}, or {fit} of the devices with mesh.data={fit}"
+        )
+
+
+def output_space(name: str, outputs: int, where: str) -> tuple[label_spaces.LabelSpace, int]:
+    """The label space of a network with `outputs` outputs and the output that is its class 0.
+
+    name: a label space, or "" to go by the count (11, 13, 16 and 19 are unambiguous here). One output more than the space has classes
+    means that output 0 is "unlabelled", as in the Torch7 ENet (20 for Cityscapes). ConfigError when they do not fit together.
+    """
+    counts = {space.num_classes: space.name for space in label_spaces.LABEL_SPACES.values()}
+    name = name or counts.get(outputs) or counts.get(outputs - 1, "")
+    if not name:
+        raise ConfigError(f"{where}: a network with {outputs} outputs: name its label space with model.weights_space")
+    space = label_spaces.get(name)
+    first = outputs - space.num_classes
+    if first not in (0, 1):
+        raise ConfigError(
+            f"{where}: {outputs} outputs do not fit {space.name} with {space.num_classes} classes (+ 1 if output 0 is unlabelled)"
+        )
+    return space, first
+
+
+def _assemble(name: str, seed: int, spec: Mapping[str, Any]) -> Stage:
+    where = f"config.stages.{name}"
+    _check_spec(spec, where)
+    arguments = {key: value for key, value in spec["model"].items() if key not in WEIGHT_KEYS}
+    if "dtype" in arguments:
+        arguments["dtype"] = _dtype(arguments["dtype"], f"{where}.model.dtype")
+    model = resolve(arguments, f"{where}.model")
+    # The schedule ends with the stage unless the config says otherwise (FDA decays over 150 000 steps and stops at 100 000).
+    optimizer = call(optim.make_optimizer, {"total_steps": spec["steps"], **spec["optimizer"]}, f"{where}.optimizer")
+    method = resolve(spec["method"], f"{where}.method", model=model, optimizer=optimizer)
+    return Stage(name, seed, spec, model, method)
+
+
+def _check_spec(spec: Mapping[str, Any], where: str) -> None:
+    needed = ("method", "model", "optimizer", "steps", "batch_size", "data", "evaluate")
+    missing = [key for key in needed if key not in spec]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}: a stage has {', '.join(needed)}")
+    for key in ("steps", "batch_size"):
+        if not isinstance(spec[key], int) or spec[key] < 1:
+            raise ConfigError(f"{where}.{key}={spec[key]!r}: expected a whole number, 1 or more")
+    data = spec["data"]
+    for key, kind in (("crop", int), ("scale", int | float)):
+        value = data.get(key, (1, 1))
+        if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(v, kind) and v > 0 for v in value):
+            raise ConfigError(f"{where}.data.{key}={value!r}: expected two positive numbers, e.g. (256, 384)")
+    if "source" not in data:
+        raise ConfigError(f"{where}.data lacks source: a labelled data set is needed")
+
+
+def _dtype(name: str, where: str) -> Any:
+    known = ("float32", "bfloat16", "float16")
+    if name not in known:
+        raise ConfigError(f"{where}={name!r}: {_nearest(str(name), known)}")
+    return jnp.dtype(name)
+
+
+def _nearest(name: str, known) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known[:20]) or 'none'}"

@@ -1,0 +1,46 @@
+"""Run every stage of a config in order: finished stages are skipped, interrupted ones go on. Ends with a table and report.html.
+
+Each stage gets a folder DIR/NN-name/ as `segjax train` leaves it; results.json and results.md hold the table.
+"""
+
+import argparse
+import pathlib
+
+import jax
+
+from segjax.errors import ConfigError
+from segjax.verbs import build, folder, report, train
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="receives one folder a stage")
+    train.add_on_change(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains the stages of `config.order`. Whatever a stage raises (75 when preempted) ends the run; the same command goes on there."""
+    names = build.stage_names(args.config)
+    for name in names:
+        build.stage(args.config, name)  # a mistake in the last stage should not wait for the first to finish
+    places = {name: args.workdir / f"{number:02d}-{name}" for number, name in enumerate(names, 1)}
+    done = {}
+    for name, place in places.items():
+        before = args.config.stages[name].get("start_from", "")
+        start = places[before] / folder.WEIGHTS if before else None
+        print(f"[{list(places).index(name) + 1}/{len(places)}] {name}", flush=True)
+        done[name] = train.train_stage(args.config, name, place, start=start, on_change=args.on_change)
+    if jax.process_index() == 0:
+        _conclude(args.workdir, done)
+    return 0
+
+
+def _conclude(workdir: pathlib.Path, done: dict) -> None:
+    table = train.summary(done)
+    folder.write_json(workdir / "results.json", {name: part["scores"] for name, part in done.items()})
+    try:
+        (workdir / "results.md").write_text(table + "\n")
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}): choose a folder with write access") from None
+    page = report.write_report([workdir], workdir / "report.html")
+    print(f"\n{table}\n\n{page}", flush=True)

@@ -1,0 +1,102 @@
+"""What a score leaves behind: `eval/DATASET-SPLIT.json`, `.md`, `.png`, and the lines printed on the way."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segjax.verbs.scoring import Score
+
+
+def as_json(score: Score, *, step: int | None, weights: str) -> dict[str, Any]:
+    """A score as a JSON object, the form that `segjax report` reads. step: of the training, None if unknown. weights: their origin."""
+    trial, space = score.trial, score.trial.dataset.label_space
+    classes = space.num_classes
+    return {
+        "dataset": trial.name,
+        "split": trial.split,
+        "step": step,
+        "images": score.images,
+        "label_space": space.name,
+        "miou": _number(score.miou),
+        "headline": trial.headline,
+        "means": {name: _number(value) for name, value in score.means.items()},
+        "classes": list(space.classes),
+        "palette": [list(colour) for colour in space.palette],
+        "iou": [_number(value) for value in score.iou],
+        "confusion": score.confusion[:classes, :classes].tolist(),
+        "misses": score.confusion[:classes, classes].tolist(),
+        "size": list(trial.size) if trial.size else None,
+        "upsample": trial.upsample,
+        "weights": weights,
+    }
+
+
+def write(folder: pathlib.Path, score: Score, result: Mapping[str, Any]) -> None:
+    """Writes `as_json`'s result, its table and picture into `folder`; the JSON last and whole: where it is, the others are."""
+    space = score.trial.dataset.label_space
+    classes = space.num_classes
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{score.trial.name}-{score.trial.split}"
+    stem.with_name(stem.name + ".md").write_text(markdown(result))
+    confusion_picture(score.confusion[:classes, :classes], space.classes).save(stem.with_name(stem.name + ".png"))
+    temporary = stem.with_name(f".{stem.name}.json.tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(stem.with_name(stem.name + ".json"))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """One score as a Markdown table: per-class IoU in percent, then the means by name."""
+    rows = [(name, percent(value)) for name, value in zip(result["classes"], result["iou"], strict=True)]
+    rows += [(f"**{name}**", f"**{percent(value)}**") for name, value in result["means"].items()]
+    title = f"{result['dataset']}-{result['split']}: {result['images']} images, {result['headline']} {percent(result['miou'])} %"
+    absent = [name for name, value in zip(result["classes"], result["iou"], strict=True) if value is None]
+    note = f"\nAbsent, left out of the means: {', '.join(absent)}.\n" if absent else ""
+    return f"# {title}\n\n{table(('class', 'IoU %'), rows)}\n{note}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, so that it reads well on a terminal too."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    line = lambda row: (
+        "| " + " | ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))) + " |"
+    )
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def percent(value: float | None) -> str:
+    """A share as percent with one decimal, or a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> Image.Image:
+    """The confusion matrix, each row divided by its sum: truth downwards, answers to the right, the share in percent in each cell."""
+    cell, count = 34, len(classes)
+    font = ImageFont.load_default(size=12)
+    left = 10 + max(int(font.getlength(name)) for name in classes)
+    picture = Image.new("RGB", (left + cell * count + 10, left + cell * count + 10), "white")
+    draw = ImageDraw.Draw(picture)
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    for row, name in enumerate(classes):
+        top = left + row * cell
+        draw.text((left - 5, top + cell // 2), name, "black", font, anchor="rm")
+        label = Image.new("RGB", (left, cell), "white")
+        ImageDraw.Draw(label).text((5, cell // 2), name, "black", font, anchor="lm")
+        picture.paste(label.rotate(90, expand=True), (left + row * cell, 0))
+        for column in range(count):
+            share = float(shares[row, column])
+            shade = tuple(round(255 + share * (dark - 255)) for dark in (20, 70, 140))
+            x = left + column * cell
+            draw.rectangle((x, top, x + cell - 2, top + cell - 2), fill=shade)
+            if share >= 0.005:
+                draw.text((x + cell // 2, top + cell // 2), f"{100 * share:.0f}", "white" if share > 0.5 else "black", font, anchor="mm")
+    return picture
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

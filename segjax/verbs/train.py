@@ -1,0 +1,152 @@
+"""Train one stage of a config; the same command again goes on from its last save.
+
+Leaves in DIR: config.json, run.json, checkpoints/, metrics.jsonl, tb/, eval/, weights.safetensors (what `predict` uses) and done.json.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from segjax.data import pipeline
+from segjax.errors import ConfigError
+from segjax.runtime import loop
+from segjax.runtime import mesh as meshes
+from segjax.verbs import build, folder, scores, scoring, variables
+
+ON_CHANGE = ("refuse", "continue", "restart")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the stage's own folder")
+    parser.add_argument("--stage", default="", metavar="NAME", help="which of the config's stages (may be left out when there is one)")
+    parser.add_argument("--start", type=pathlib.Path, metavar="PATH", help="weights file or earlier stage's folder to start from")
+    add_on_change(parser)
+
+
+def add_on_change(parser: argparse.ArgumentParser):
+    text = "when DIR was made with other settings: refuse (default), continue with the new ones, or restart (the old DIR is renamed)"
+    parser.add_argument("--on-change", choices=ON_CHANGE, default="refuse", help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    names = build.stage_names(args.config)
+    if not args.stage and len(names) > 1:
+        raise ConfigError(f"this config has the stages {', '.join(names)}: pass --stage=NAME, or run them all with `segjax run`")
+    name = args.stage or names[0]
+    done = train_stage(args.config, name, args.workdir, start=_start(args, name), on_change=args.on_change)
+    if jax.process_index() == 0:
+        print(summary({name: done}))
+    return 0
+
+
+def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path | None = None, on_change: str = "refuse") -> dict[str, Any]:
+    """Trains, scores and exports one stage in the folder `place`; returns what its done.json holds.
+
+    start: weights that replace the config's `model.weights`. A finished stage with the same settings and inputs is left alone. Raises the
+    errors of every part before anything is compiled; ConfigError when `place` was made with other settings (`on_change`).
+    """
+    stage = build.stage(config, name)
+    source, target = build.training_data(stage)
+    trials = scoring.trials(stage)
+    settings = folder.settings(config, stage)
+    digest = folder.digest(
+        settings, [source, target, *(trial.dataset for trial in trials)], start or stage.spec["model"].get("weights", "")
+    )
+    done = folder.read_done(place)
+    if done is not None and done["digest"] == digest:
+        print(f"{place}: finished before with the same settings and inputs, nothing to do", flush=True)
+        return done
+    mesh = meshes.make_mesh(**stage.spec.get("mesh", {}))
+    build.check_batch(stage, mesh)
+    folder.prepare(place, settings, mesh, on_change=on_change)
+    begin = time.monotonic()
+    space = source.label_space
+    scorer = scoring.Scorer(stage, space, 0, mesh)
+    state = loop.train(
+        stage.method,
+        batches=functools.partial(_batches, stage, source, target),
+        steps=stage.spec["steps"],
+        workdir=place,
+        mesh=mesh,
+        seed=stage.seed,
+        initial_variables=variables.initial(stage, space, start),
+        evaluate=functools.partial(_evaluate, scorer, trials),
+        **{key: stage.spec[key] for key in ("checkpoint_every", "keep", "log_every", "evaluate_every") if key in stage.spec},
+    )
+    return _finish(stage, state, scorer, trials, place, space=space.name, digest=digest, seconds=time.monotonic() - begin)
+
+
+def _batches(stage: build.Stage, source, target, start_step: int):
+    arguments = {
+        **stage.spec["data"],
+        "source": source,
+        "target": target,
+        "batch_size": stage.spec["batch_size"],
+        "seed": stage.seed,
+        "start_step": start_step,
+        "steps": stage.spec["steps"],
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    return build.call(pipeline.training_batches, arguments, f"config.stages.{stage.name}.data")
+
+
+def _evaluate(scorer: scoring.Scorer, trials: list[scoring.Trial], state: Any, step: int) -> dict[str, float]:
+    """Metrics `eval/DATASET/mIoU11` for the loop's log."""
+    found = {}
+    for trial in trials:
+        score = scorer(state, trial)
+        found.update({f"eval/{trial.name}/{name}": value for name, value in score.means.items()})
+    return found
+
+
+def _finish(
+    stage: build.Stage, state: Any, scorer, trials, place: pathlib.Path, *, space: str, digest: str, seconds: float
+) -> dict[str, Any]:
+    """Scores the last state, writes eval/, weights.safetensors and, last of all, done.json."""
+    step = int(state.step)
+    results = {}
+    first = jax.process_index() == 0
+    for trial in trials:
+        score = scorer(state, trial, place / "eval" / f"{trial.name}-{trial.split}" / "samples")
+        result = scores.as_json(score, step=step, weights=folder.WEIGHTS)
+        results[trial.name] = {key: result[key] for key in ("headline", "miou", "means", "images")}
+        if first:
+            scores.write(place / "eval", score, result)
+    done = {"stage": stage.name, "digest": digest, "steps": step, "scores": results, "seconds": round(seconds, 1)}
+    metadata = {"stage": stage.name, "step": str(step), "model": json.dumps(stage.spec["model"], sort_keys=True)}
+    weights = variables.gather(state)
+    if first:
+        sha256 = variables.export(place / folder.WEIGHTS, weights, space=space, metadata=metadata)
+        folder.write_json(place / folder.DONE, {**done, "weights_sha256": sha256})
+    return done
+
+
+def summary(done: dict[str, dict[str, Any]]) -> str:
+    """One table: a row a stage, a column a data set, in percent."""
+    columns = list(dict.fromkeys(name for part in done.values() for name in part["scores"]))
+    header = ["stage"]
+    for column in columns:
+        headline = next(part["scores"][column]["headline"] for part in done.values() if column in part["scores"])
+        header.append(f"{column} {headline} %")
+    rows = [[name, *(scores.percent(part["scores"].get(column, {}).get("miou")) for column in columns)] for name, part in done.items()]
+    return scores.table(header, rows)
+
+
+def _start(args: argparse.Namespace, name: str) -> pathlib.Path | None:
+    """--start as a weights file; else, for a stage that starts from an earlier one, that stage's folder beside --workdir."""
+    if args.start is not None:
+        return args.start / folder.WEIGHTS if args.start.is_dir() else args.start
+    before = args.config.stages[name].get("start_from", "") if name in args.config.stages else ""
+    if not before:
+        return None
+    place = folder.of_stage(args.workdir.absolute().parent, before)
+    if place is None or not (place / folder.WEIGHTS).is_file():
+        raise ConfigError(f"stage {name} starts from {before}, but no finished {before} lies beside {args.workdir}: pass --start=PATH")
+    return place / folder.WEIGHTS

@@ -1,0 +1,124 @@
+"""What a stage starts from and what it leaves: variables in and out of safetensors, the classifier carried to another label space."""
+
+import functools
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from segjax.data import label_spaces
+from segjax.errors import ConfigError, WeightsError
+from segjax.typing import IGNORE
+from segjax.verbs import build
+from segjax.weights import engine, safetensors_io
+
+Variables = dict[str, Any]
+_PROBE = (64, 64)  # image size at which shapes are asked for: parameters do not depend on it
+
+
+@functools.lru_cache(maxsize=32)
+def shapes(model: Any) -> Variables:
+    """{"params", "batch_stats"} of a network as ShapeDtypeStructs; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *_PROBE, 3), jnp.float32)
+    variables = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+@functools.lru_cache(maxsize=32)
+def classifier_axes(model: Any) -> dict[str, int]:
+    """Flat path -> axis of every leaf whose shape follows `num_classes`: the classifiers, whatever they are called."""
+    here = safetensors_io.flatten(shapes(model))
+    more = safetensors_io.flatten(shapes(model.clone(num_classes=model.num_classes + 1)))
+    axes = {}
+    for path, leaf in here.items():
+        changed = [axis for axis, size in enumerate(leaf.shape) if more[path].shape[axis] != size]
+        if changed:
+            axes[path] = changed[0]
+    return axes
+
+
+def outputs_of(path: pathlib.Path, model: Any) -> tuple[int, str]:
+    """(number of outputs, label space's name or "") of a weights file made for this architecture. WeightsError: no classifier."""
+    arrays, metadata = safetensors_io.read(path)
+    axes = classifier_axes(model)
+    counts = {arrays[name].shape[axis] for name, axis in axes.items() if name in arrays and arrays[name].ndim > axis}
+    if len(counts) != 1:
+        raise WeightsError(f"{path}: holds no classifier of {type(model).__name__} ({', '.join(axes)}): is it for another network?")
+    return counts.pop(), metadata.get("label_space", "")
+
+
+def load(path: pathlib.Path, model: Any) -> Variables:
+    """Variables of a file made for exactly this network. WeightsError lists what does not fit."""
+    return engine.load_variables(path, shapes(model))
+
+
+def initial(stage: build.Stage, space: label_spaces.LabelSpace, start: pathlib.Path | None = None) -> Variables | None:
+    """The variables that a stage starts from, or None for fresh ones.
+
+    start: weights of an earlier stage, else the config's `model.weights`. space: what the stage trains for. A file with another label
+    space has its classifier rows chosen by name (`label_spaces.mapping`); `model.classifier="fresh"` draws the classifier anew.
+    WeightsError: missing or misfitting file. ConfigError: a class has no counterpart in the file's label space.
+    """
+    spec, where = stage.spec["model"], f"config.stages.{stage.name}.model"
+    path = start or (pathlib.Path(spec["weights"]) if spec.get("weights") else None)
+    if path is None:
+        return None
+    if not path.exists():
+        raise WeightsError(f"{where}.weights={str(path)!r}: no such file: make it with `segjax convert`, or set '' for fresh ones")
+    how = spec.get("classifier", "map")
+    if how not in ("map", "fresh"):
+        raise ConfigError(f"{where}.classifier={how!r}: expected 'map' (carry the classes over by name) or 'fresh' (draw them anew)")
+    if how == "fresh" and start is None:
+        return _with_fresh_classifier(path, stage)
+    count, named = outputs_of(path, stage.model)
+    old, first = build.output_space((start is None and spec.get("weights_space")) or named, count, str(path))
+    if count == stage.model.num_classes and old == space:
+        return load(path, stage.model)
+    index = label_spaces.mapping(space, old).astype(np.int64)
+    lost = [name for name, where_from in zip(space.classes, index, strict=True) if where_from == IGNORE]
+    if lost:
+        raise ConfigError(f"{path}: {old.name} has no counterpart of {', '.join(lost)} ({space.name}): set {where}.classifier='fresh'")
+    source = load(path, stage.model.clone(num_classes=count))
+    axes = classifier_axes(stage.model)
+    for leaf, axis in axes.items():
+        source = engine.adapt_classifier(source, index + first, classifier=f"^{re.escape(leaf)}$", axis=axis)
+    return source
+
+
+def gather(state: Any) -> Variables:
+    """The variables that `predict` uses (the averaged copy where the method keeps one) on this host, whole even when sharded."""
+    variables = state.ema_variables
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(variables, tiled=True)
+    return jax.device_get(variables)
+
+
+def into_state(stage: build.Stage, variables: Variables, batch_shapes: Mapping[str, Any]) -> Any:
+    """A state for `predict` alone: these variables, and zeros where only training looks (a compiled predict never transfers those)."""
+    abstract = jax.eval_shape(stage.method.init, jax.random.key(0), batch_shapes)
+    state = abstract.with_variables(variables)
+    fill = lambda leaf: leaf if not isinstance(leaf, jax.ShapeDtypeStruct) else _zeros(leaf)
+    return jax.tree.map(fill, state, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+
+
+def export(path: pathlib.Path, variables: Variables, *, space: str, metadata: Mapping[str, str]) -> str:
+    """Writes variables as safetensors, with the label space of their outputs, and returns the file's sha256."""
+    safetensors_io.write(path, safetensors_io.flatten(variables), {"label_space": space, **metadata})
+    return safetensors_io.sha256(path)
+
+
+def _with_fresh_classifier(path: pathlib.Path, stage: build.Stage) -> Variables:
+    drawn = jax.jit(lambda key: stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False))(jax.random.key(stage.seed))
+    drawn = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
+    return engine.load_variables(path, jax.device_get(drawn), skip=[f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)])
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), leaf.shape) if leaf.shape else jax.random.key(0)
+    return np.zeros(leaf.shape, leaf.dtype)

@@ -1,0 +1,193 @@
+"""Every config and variant builds: import strings, keywords, shapes of a whole training step under eval_shape; no data, no device."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax import errors
+from segjax.verbs import build, config_file, evaluate, variables
+from segjax.weights import safetensors_io
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+SPECS = {
+    "quickstart.py": 351_660,
+    "camvid_day_dusk.py": None,
+    "camvid_day_dusk.py:from_scratch": 350_508,
+    "fda.py:gta_cityscapes": 43_901_068,
+    "fda.py:synthia_cityscapes": 43_901_068,
+    "fda.py:camvid_day_dusk": None,
+}
+
+
+def load(spec: str, *overrides: str):
+    return config_file.load(str(CONFIGS / spec), overrides)
+
+
+def test_no_config_is_left_out():
+    assert {path.name for path in CONFIGS.glob("*.py")} - {"base.py"} == {spec.split(":")[0] for spec in SPECS}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_builds_and_steps_under_eval_shape(spec, traced):
+    config = load(spec)
+    for name in build.stage_names(config):
+        stage = build.stage(config, name)
+        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(stage.model)["params"]))
+        assert SPECS[spec] in (None, count)
+        jax.eval_shape(stage.method.init, jax.random.key(0), evaluate.batch_shapes())
+        same = stage.spec["method"]["make"], stage.spec["model"]["make"], stage.spec["model"].get("layout")
+        if same not in traced:
+            traced.add(same)
+            _trace(stage)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds."""
+    return set()
+
+
+def _trace(stage):
+    batch = evaluate.batch_shapes()
+    state = jax.eval_shape(stage.method.init, jax.random.key(0), batch)
+    after, metrics = jax.eval_shape(stage.method.step, state, (), batch)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
+    assert metrics and all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    logits = jax.eval_shape(stage.method.predict, state, (), batch["source_image"])
+    assert logits.shape == (1, 64, 64, stage.model.num_classes)
+
+
+def test_the_paper_settings_of_fda():
+    stage = load("fda.py").stages.fda
+    assert (stage.steps, stage.batch_size, stage.data.crop, stage.data.flip) == (100_000, 1, (512, 1024), False)
+    assert (stage.optimizer.name, stage.optimizer.lr, stage.optimizer.momentum, stage.optimizer.weight_decay) == ("sgd", 2.5e-4, 0.9, 5e-4)
+    assert (stage.optimizer.power, stage.optimizer.total_steps, stage.optimizer.multipliers) == (0.9, 150_000, (("classifier", 10.0),))
+    assert (stage.method.entropy_weight, stage.method.entropy_eta, stage.evaluate.cityscapes.size) == (0.005, 2.0, (576, 1344))
+    assert load("fda.py:synthia_cityscapes").stages.fda.evaluate.cityscapes.score == "mIoU16"
+    assert "classifier" in " ".join(variables.classifier_axes(build.stage(load("fda.py"), "fda").model))
+
+
+def test_top_level_fields_reach_every_stage():
+    config = load(
+        "camvid_day_dusk.py", "--config.data=/elsewhere", "--config.steps=9", "--config.mesh.data=2", "--config.stages.fda.steps=4"
+    )
+    assert [config.stages[name].steps for name in ("source_only", "fda")] == [9, 4]
+    assert config.stages.adabn.data.source.file_list == "/elsewhere/train.txt"
+    assert all(stage.mesh.data == 2 for stage in config.stages.values())
+
+
+def test_stages_do_not_share_what_an_override_changes():
+    config = load("quickstart.py", "--config.stages.fda.optimizer.lr=0.5", "--config.stages.fda.data.crop=(64,64)")
+    assert config.stages.source_only.optimizer.lr != 0.5
+    assert tuple(config.stages.source_only.data.crop) == tuple(config.stages.fda.data.source.size) == (96, 192)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "error", "words"),
+    [
+        ("stages.fda.method.make", "segjax.methods.fda", errors.ConfigError, ["expected 'package.module:name'"]),
+        ("stages.fda.method.make", "segjax.methods.fdda:make", errors.ConfigError, ["no module 'segjax.methods.fdda'"]),
+        ("stages.fda.method.make", "segjax.methods.fda:mak", errors.ConfigError, ["did you mean 'make'"]),
+        (
+            "stages.fda.method",
+            {"make": "segjax.methods.fda:make", "bets": (1,)},
+            errors.ConfigError,
+            ["method.bets", "did you mean 'betas'"],
+        ),
+        ("stages.fda.model", {"make": "segjax.nets.enet:ENet"}, errors.ConfigError, ["needs num_classes"]),
+        ("stages.fda.model.dtype", "bfloat17", errors.ConfigError, ["did you mean 'bfloat16'"]),
+        ("stages.fda.optimizer.name", "adams", errors.ConfigError, ["optimizer", "adam"]),
+        ("stages.fda.steps", -1, errors.ConfigError, ["steps=-1"]),
+        ("stages.fda.data.crop", (64,), errors.ConfigError, ["data.crop", "two positive numbers"]),
+        ("stages.fda.start_from", "sauce", errors.ConfigError, ["start_from='sauce'", "source_only, adabn"]),
+        ("order", ("source_only", "fad"), errors.ConfigError, ["'fad'", "did you mean 'fda'"]),
+        ("stages.fda.model.num_classes", 18, errors.ConfigError, ["num_classes=18", "cityscapes19 with 19 classes"]),
+        ("stages.fda.data.crop", (500, 64), errors.DataError, ["crop 64x500 is larger than 192x96"]),
+        ("stages.fda.data.source.look", "dawn", errors.ConfigError, ["look='dawn'"]),
+    ],
+)
+def test_a_mistake_is_named_before_a_device_is_touched(path, value, error, words):
+    config = load("quickstart.py")
+    with config.unlocked():
+        config.update_from_flattened_dict({path: value}) if not isinstance(value, dict) else _set(config, path, value)
+    with pytest.raises(error) as caught:
+        build.stage_names(config)
+        build.training_data(build.stage(config, "fda"))
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), caught.value
+
+
+def _set(config, path: str, value):
+    *parents, last = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    del config[last]
+    config[last] = value
+
+
+def test_a_batch_that_does_not_divide_names_the_way_out():
+    stage = build.stage(load("quickstart.py", "--config.batch_size=6"), "fda")
+    mesh = jax.make_mesh((8, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with pytest.raises(errors.ConfigError, match="batch_size=6 is not divisible by the 8 devices.*mesh.data=6"):
+        build.check_batch(stage, mesh)
+
+
+@pytest.fixture(scope="module")
+def cityscapes_file(tmp_path_factory):
+    """Variables of a 20-output ENet, numbered so that every output can be recognised, as a weights file."""
+    path = tmp_path_factory.mktemp("weights") / "enet20.safetensors"
+    model = build.stage(load("camvid_day_dusk.py"), "fda").model.clone(num_classes=20)
+    axes = variables.classifier_axes(model)
+    flat = {}
+    for name, leaf in safetensors_io.flatten(variables.shapes(model)).items():
+        flat[name] = np.zeros(leaf.shape, np.float32)
+        if name in axes:
+            shape = [-1 if axis == axes[name] else 1 for axis in range(len(leaf.shape))]
+            flat[name] += np.arange(20, dtype=np.float32).reshape(shape)
+    safetensors_io.write(path, flat)
+    return path, axes
+
+
+def test_a_cityscapes_classifier_is_carried_to_camvid(cityscapes_file):
+    path, axes = cityscapes_file
+    stage = build.stage(load("camvid_day_dusk.py", f"--config.weights={path}"), "fda")
+    source_space = config_space("camvid11")
+    flat = safetensors_io.flatten(variables.initial(stage, source_space))
+    # sky, building, pole, road, sidewalk, tree, sign, fence, car, pedestrian, bicyclist as Torch7 outputs (0 = unlabelled)
+    expected = [11, 3, 6, 1, 2, 9, 8, 5, 14, 12, 19]
+    for name, axis in axes.items():
+        found = np.moveaxis(flat[name], axis, -1).reshape(-1, 11)
+        assert (found == expected).all(), name
+
+
+def config_space(name):
+    from segjax.data import label_spaces
+
+    return label_spaces.get(name)
+
+
+def test_weights_that_are_missing_or_for_another_network(cityscapes_file, tmp_path):
+    space = config_space("camvid11")
+    stage = build.stage(load("camvid_day_dusk.py", f"--config.weights={tmp_path / 'none.safetensors'}"), "fda")
+    with pytest.raises(errors.WeightsError, match="none.safetensors.*no such file"):
+        variables.initial(stage, space)
+    other = build.stage(load("camvid_day_dusk.py:from_scratch", f"--config.weights={cityscapes_file[0]}"), "fda")
+    with pytest.raises(errors.WeightsError, match="enet20.safetensors"):
+        variables.initial(other, space)
+
+
+def test_the_space_of_a_network_follows_from_its_outputs():
+    assert [build.output_space("", n, "x")[0].name for n in (11, 13, 16, 19, 20)] == [
+        "camvid11",
+        "synthia13",
+        "synthia16",
+        "cityscapes19",
+        "cityscapes19",
+    ]
+    assert build.output_space("", 20, "x")[1] == 1
+    with pytest.raises(errors.ConfigError, match="7 outputs"):
+        build.output_space("", 7, "x")
+    with pytest.raises(errors.ConfigError, match="do not fit"):
+        build.output_space("camvid11", 19, "x")
