@@ -4,7 +4,7 @@ What is read (nothing else, so the page can be made on another machine, of a run
 
     DIR/NN-STAGE/                      one folder a stage as `segjax run` leaves it; or DIR itself is one stage as `segjax train` leaves it
       config.json                      the resolved config of the stage
-      run.json                         {"command", "started", "versions": {name: version}, "devices": [...], "mesh", "git", ...}; any subset
+      run.json                         {"command", "started", "versions": {name: version}, "devices", "mesh", "git" or "commit"}; any subset
       metrics.jsonl                    {"step": 100, "loss/ce": 1.23, "images_per_sec": ...} lines; a half-written last line is skipped
       done.json                        its presence marks the stage as finished
       eval/DATASET-SPLIT.json          the newest score, as `segjax evaluate` writes it:
@@ -21,16 +21,14 @@ deviation, gains are paired by run, curves of all runs are drawn, confusion matr
 """
 
 import argparse
-import datetime
 import html
 import os
 import pathlib
-import re
 
 import numpy as np
 
 from segjax.errors import ConfigError
-from segjax.verbs import report_pictures, report_svg, report_tables
+from segjax.verbs import report_header, report_pictures, report_svg, report_tables
 from segjax.verbs.report_read import Run, read_run
 
 E = html.escape
@@ -86,47 +84,15 @@ def render(runs: list[Run], *, title: str = "") -> str:
     bodies = "".join(f'<section id="{key}"><h2>{head}</h2>{body}</section>' for key, head, body in sections)
     page = (TEMPLATES / "report.html").read_text()
     style = (TEMPLATES / "report.css").read_text()
-    for mark, text in (("STYLE", style), ("TITLE", E(name)), ("HEADER", header(runs)), ("LINKS", links), ("SECTIONS", bodies)):
+    for mark, text in (
+        ("STYLE", style),
+        ("TITLE", E(name)),
+        ("HEADER", report_header.header(runs)),
+        ("LINKS", links),
+        ("SECTIONS", bodies),
+    ):
         page = page.replace(f"<!--{mark}-->", text)
     return page
-
-
-def header(runs: list[Run]) -> str:
-    """What was run, when, with which versions, on which devices, by which command."""
-    infos = [stage.info for run in runs for stage in run.stages if stage.info]
-    info = infos[-1] if infos else {}
-    done = sum(stage.done for run in runs for stage in run.stages)
-    total = sum(len(run.stages) for run in runs)
-    facts = {
-        "runs": ", ".join(run.name for run in runs) if len(runs) > 1 else "",
-        "stages": " → ".join(report_tables.stage_names(runs)) + ("" if done == total else f" ({done} of {total} finished)"),
-        "started": _text(infos[0].get("started", "")).replace("T", " ").replace("+00:00", " UTC") if infos else "",
-        "report made": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "devices": _text([_device(str(device)) for device in info.get("devices", [])]),
-        "mesh": _text(info.get("mesh", "")),
-        "versions": _text(info.get("versions", "")),
-        "git": re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", _text(info.get("git", ""))),
-    }
-    rows = "".join(f"<div><dt>{E(k)}</dt><dd>{E(v)}</dd></div>" for k, v in facts.items() if v)
-    command = info.get("command", "")
-    command = " ".join(map(str, command)) if isinstance(command, list) else str(command)
-    return f'<dl class="facts">{rows}</dl>' + (f'<pre class="command">{E(command)}</pre>' if command else "")
-
-
-def _device(text: str) -> str:
-    """ "cpu cpu 0" -> "cpu", "tpu TPU v5e 3" -> "TPU v5e": without the number, so that equal devices are counted."""
-    platform, _, kind = re.sub(r"[ :]\d+$", "", text).partition(" ")
-    return kind or platform
-
-
-def _text(value) -> str:
-    """A short line of anything that run.json may hold; equal list entries are counted."""
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        texts = [_text(v) for v in value]
-        return ", ".join(f"{texts.count(t)} × {t}" if texts.count(t) > 1 else t for t in dict.fromkeys(texts))
-    return str(value)
 
 
 def pictures(runs: list[Run]) -> str:

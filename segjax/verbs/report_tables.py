@@ -34,6 +34,8 @@ def percent(value: float, signed: bool = False) -> str:
     """A fraction as points with one decimal: 0.4601 -> 46.0; a dash for nan."""
     if not math.isfinite(value):
         return "–"
+    if signed and abs(value) < 0.0005:
+        return "0.0"
     return f"{100 * value:+.1f}".replace("-", "−") if signed else f"{100 * value:.1f}"
 
 

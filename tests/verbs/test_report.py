@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segjax.errors import ConfigError, DataError
-from segjax.verbs import report, report_pictures, report_read, report_svg, report_tables
+from segjax.verbs import report, report_header, report_pictures, report_read, report_svg, report_tables
 
 CLASSES = ["sky", "building", "road", "tree", "car"]
 PALETTE = [[70, 130, 180], [70, 70, 70], [128, 64, 128], [107, 142, 35], [0, 0, 142]]
@@ -208,6 +208,13 @@ def test_data_sets_stand_in_the_order_of_the_config(tmp_path):
     for stage in folder.iterdir():
         (stage / "config.json").write_text('{"evaluate": {"dusk": {}, "day": {}}}')
     assert list(report_read.read_run(folder).stages[0].scores) == ["dusk-val", "day-val"]
+
+
+def test_the_head_reads_both_forms_of_devices_and_shortens_the_command():
+    assert report_header.devices(["cpu cpu 0", "cpu cpu 1"]) == "2 × cpu"
+    assert report_header.devices({"platform": "tpu", "kind": "TPU v5e", "count": 4, "processes": 2}) == "4 × TPU v5e, 2 processes"
+    assert report_header.command(["/x/bin/segjax", "run", "--a=b"]) == "segjax run --a=b"
+    assert report_header.command("/x/segjax/__main__.py run") == "python -m segjax run"
 
 
 def test_a_resumed_run_counts_the_last_line_of_a_step(tmp_path):
