@@ -14,7 +14,7 @@ import jax
 
 from segjax.data import pipeline
 from segjax.errors import ConfigError
-from segjax.runtime import loop
+from segjax.runtime import compile, loop
 from segjax.runtime import mesh as meshes
 from segjax.verbs import build, folder, scores, scoring, variables
 
@@ -35,6 +35,7 @@ def add_on_change(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    compile.enable_cache()
     names = build.stage_names(args.config)
     if not args.stage and len(names) > 1:
         raise ConfigError(f"this config has the stages {', '.join(names)}: pass --stage=NAME, or run them all with `segjax run`")

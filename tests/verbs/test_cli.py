@@ -70,7 +70,7 @@ def test_every_verb_has_one_line_of_help():
         (["config", "show", "--config={file}x"], ["there is no file"]),
         (["config", "show", "--config={file}", "--key=stages.third"], ["'third'", "first, second"]),
         (["train", "--config={file}", "--stage=first"], ["--workdir"]),
-        (["checkpoint", "list", "--config.steps=1"], ["--config"]),
+        (["checkpoint", "list", "--workdir=x", "--config.steps=1"], ["no --config=FILE.py"]),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(argv, words, file, capsys):
