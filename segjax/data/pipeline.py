@@ -4,6 +4,7 @@ Training element i depends on (seed, i) only. The global batch of step s is elem
 p-th contiguous block, so workers, hosts, devices and a restart at any step change who reads an element, never what it is.
 """
 
+import functools
 import os
 import threading
 import time
@@ -139,7 +140,7 @@ def _iterate(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        stream = stream.mp_prefetch(options, worker_init_fn=_die_with_parent)
+        stream = stream.mp_prefetch(options, worker_init_fn=functools.partial(_die_with_parent, os.getpid()))
     return _closing(stream)
 
 
@@ -151,9 +152,8 @@ def _closing(stream: grain.IterDataset) -> Iterator[Batch]:
         iterator.close()
 
 
-def _die_with_parent(worker_index: int, worker_count: int) -> None:
-    """Started in each worker: a trainer that is killed outright cannot stop its workers, so they watch for its death."""
-    parent = os.getppid()
+def _die_with_parent(parent: int, worker_index: int, worker_count: int) -> None:
+    """Started in each worker: a trainer (process `parent`) that is killed outright cannot stop its workers, so they watch for its death."""
 
     def watch():
         while os.getppid() == parent:

@@ -26,7 +26,7 @@ class Look:
     shadow: float
     lit: float
     gain: tuple[float, float, float]  # colour cast of the light, multiplies
-    veil: tuple[float, float, float]  # light scattered into the lens, 0..255, added
+    veil: tuple[float, float, float]  # grey levels added to (or lost from) every pixel: stray light, black level
     gamma: float
     gradient: float  # how much darker the ground is than the sky's edge, 0..1
     exposure: float  # deviation of the log exposure
@@ -56,16 +56,16 @@ LOOKS = {
         sky_top=(84, 84, 140),
         sky_low=(246, 170, 120),
         haze=(186, 140, 136),
-        visibility=(70, 150),
+        visibility=(130, 260),
         clouds=(0.2, 1.0),
         shade=0.82,
         shadow=0.7,
         lit=0.3,
-        gain=(0.78, 0.62, 0.80),
-        veil=(14, 8, 30),
-        gamma=1.35,
+        gain=(0.7, 0.66, 0.9),
+        veil=(-4, -12, 18),
+        gamma=1.0,
         gradient=0.3,
-        exposure=0.1,
+        exposure=0.08,
         grain=4.0,
         glow=0.6,
     ),

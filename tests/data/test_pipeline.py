@@ -1,4 +1,9 @@
 import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -8,6 +13,8 @@ from segjax.data.dataset import Dataset
 from segjax.data.label_spaces import get
 from segjax.data.pipeline import evaluation_batches, training_batches
 from segjax.errors import ConfigError, DataError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Coded(Dataset):
@@ -98,6 +105,37 @@ def test_workers_share_one_order_and_stop():
     while len(multiprocessing.active_children()) > before and time.time() < deadline:
         time.sleep(0.1)
     assert len(multiprocessing.active_children()) == before
+
+
+def test_workers_die_with_a_trainer_that_was_killed(tmp_path):
+    program = """
+import multiprocessing, os, signal
+from segjax.data.pipeline import training_batches
+from segjax.data.procedural import StreetScenes
+if __name__ == "__main__":
+    batches = training_batches(StreetScenes(size=(32, 64)), batch_size=2, crop=(32, 64), seed=0, steps=10**6, workers=2)
+    next(batches)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "program.py").write_text(program)
+    run = subprocess.run([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+    workers = [int(word) for word in run.stdout.split()]
+    assert run.returncode == -signal.SIGKILL and len(workers) == 2
+    deadline = time.time() + 40
+    while (alive := [pid for pid in workers if _alive(pid)]) and time.time() < deadline:
+        time.sleep(0.2)
+    assert alive == []
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A dead process that nobody has waited for still answers; its state says Z.
+    stat = pathlib.Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
