@@ -49,7 +49,7 @@ class FolderDataset(Dataset):
         self._valid = label_spaces.valid_ids(self.label_space, self.encoding)
         self.unpaired: tuple[list[str], ...] = ([], [])
         if file_list:
-            pairs, self.root = read_list(file_list, images)
+            pairs, self.root = read_list(file_list, images, labelled)
         elif images:
             pairs, *unpaired = pair_folders(images, labels if labelled else None, encoding=self.encoding)
             self.root, self.unpaired = pathlib.Path(images), tuple(unpaired)

@@ -38,11 +38,11 @@ def unpaired_message(images, labels, alone: list[str], orphan: list[str]) -> str
     )
 
 
-def read_list(file_list: str, root: str | None = None) -> tuple[list[Pair], pathlib.Path]:
+def read_list(file_list: str, root: str | None = None, labelled: bool = True) -> tuple[list[Pair], pathlib.Path]:
     """Read "image label" lines, paths relative to `root` or to the list file's folder. Returns the pairs in file order and the root.
 
-    Empty lines and lines that start with # are skipped. DataError: no such file, no line, more than two words, files that do not
-    exist (first 10).
+    Empty lines and lines that start with # are skipped; labelled=False ignores the second word, so that its file need not exist.
+    DataError: no such file, no line, more than two words, files that do not exist (first 10).
     """
     path = pathlib.Path(file_list)
     if not path.is_file():
@@ -55,7 +55,7 @@ def read_list(file_list: str, root: str | None = None) -> tuple[list[Pair], path
             continue
         if len(words) > 2:
             raise DataError(f"{file_list}:{number} has {len(words)} words, expected 'image label' or 'image': {line.strip()[:80]!r}")
-        pairs.append((base / words[0], base / words[1] if len(words) == 2 else None))
+        pairs.append((base / words[0], base / words[1] if labelled and len(words) == 2 else None))
     if not pairs:
         raise DataError(f"{file_list} names no image: expected one 'image label' line for each example")
     missing = [[str(p) for p in side if p is not None and not p.is_file()] for side in zip(*pairs, strict=True)]

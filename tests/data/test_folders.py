@@ -149,6 +149,8 @@ def test_list_file(folder):
     with pytest.raises(DataError, match="1 images have no label"):
         FolderDataset(file_list=str(lines))
     assert len(FolderDataset(file_list=str(lines), labelled=False)) == 2
+    lines.write_text("images/a0.png labels/not-here.png\n")
+    assert "label" not in FolderDataset(file_list=str(lines), labelled=False)[0]
     lines.write_text("a b c\n")
     with pytest.raises(DataError, match="train.txt:1 has 3 words"):
         FolderDataset(file_list=str(lines))
