@@ -5,18 +5,23 @@ L = CE(phi(x_s->t), y_s) + lambda_ent * mean rho(entropy(phi(x_t))), rho(x) = (x
 where x_s->t carries the low-frequency amplitude of a target image. Everything, stylization included, is inside the step.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from segjax.errors import ConfigError
 from segjax.nets.apply import full_size_logits, to_float, train_forward
 from segjax.ops.fourier import amplitude_transfer, amplitude_transfer_bands
 from segjax.ops.photometric import color_jitter
 from segjax.ops.pixel_losses import robust_entropy
+from segjax.ops.pseudo_labels import confident_labels
+from segjax.ops.resize import bilinear
 from segjax.ops.supervised import supervised_loss
 from segjax.runtime.state import TrainState
 from segjax.runtime.update import apply_gradients, global_norm
-from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
+from segjax.typing import IGNORE, Array, Batch, Frozen, Key, Method, Metrics
 
 
 def make(
@@ -25,10 +30,15 @@ def make(
     optimizer: optax.GradientTransformation,
     betas: tuple[float, ...] = (0.01,),
     variant: str = "centred",
+    stylized_share: float = 1.0,
     entropy_weight: float = 0.005,
     entropy_eta: float = 2.0,
     entropy_start: int = 0,
     entropy_normalizer: float | None = None,
+    self_training_weight: float = 0.0,
+    self_training_start: int = 0,
+    self_training_threshold: float = 0.9,
+    statistics: str = "joint",
     aux_weight: float = 0.1,
     class_weights: tuple[float, ...] | None = None,
     jitter: float = 0.0,
@@ -40,12 +50,23 @@ def make(
     a beta and averages them: that is one run a beta here). variant: "centred" as the paper and the numpy code (frequencies -b..b),
     or "corner" as the released training code (-b..b-1). entropy_weight, entropy_eta: lambda_ent and eta. entropy_start: first step
     with entropy (the code's switch2entropy). entropy_normalizer: divisor of the entropy, ln(num_classes) by default; the code's is
-    2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab. Not in the paper:
-    jitter, photometric jitter of both domains after stylization (0 for none), and ema_decay, > 0 predicts with averaged weights.
+    2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab.
 
-    The target passes through the network in training mode, after the source, so its statistics enter the running BatchNorm ones,
-    as in the code; with `entropy_weight=0` the target is read for its amplitude alone, as in the paper's lambda_ent = 0 row.
+    The target passes through the network in training mode, after the source, so its statistics enter the running BatchNorm ones, as
+    in the code (statistics="joint"); "target" keeps the target's alone. With neither entropy nor self-training the target is read
+    for its amplitude alone, as in the paper's lambda_ent = 0 row, and "target" is refused.
+
+    Not in the paper, and off by default: stylized_share < 1 leaves the other source images as they are; jitter, photometric jitter of
+    both domains after stylization; ema_decay > 0 predicts with averaged weights; self_training_weight > 0 adds from step
+    self_training_start the cross-entropy of the (jittered) target against labels that the averaged network gives the clean target,
+    where its probability reaches self_training_threshold: the paper's self-supervised stage made online, without its files and rounds.
     """
+    uses_target = entropy_weight > 0 or self_training_weight > 0
+    if statistics not in ("joint", "target") or (statistics == "target" and not uses_target):
+        raise ConfigError(f"method.statistics={statistics!r}: expected 'joint', or 'target' with entropy or self-training above 0")
+    if self_training_weight > 0 and not ema_decay > 0:
+        raise ConfigError("method.self_training_weight > 0 needs the averaged network that labels the target: set method.ema_decay=0.99")
+    supervised = functools.partial(supervised_loss, align_corners=model.align_corners, aux_weight=aux_weight)
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
@@ -54,32 +75,49 @@ def make(
 
     def stylize(source: Array, target: Array, key: Key) -> Array:
         target = target[jnp.arange(source.shape[0]) % target.shape[0]]
+        band_key, share_key = jax.random.split(key)
         if len(betas) == 1:
-            return amplitude_transfer(source, target, betas[0], variant=variant)
-        return amplitude_transfer_bands(source, target, betas, key, variant=variant)
+            stylized = amplitude_transfer(source, target, betas[0], variant=variant)
+        else:
+            stylized = amplitude_transfer_bands(source, target, betas, band_key, variant=variant)
+        if stylized_share >= 1:
+            return stylized
+        chosen = jax.random.bernoulli(share_key, stylized_share, (source.shape[0], 1, 1, 1))
+        return jnp.where(chosen, stylized, source)
 
     def jittered(key: Key, image: Array) -> Array:
         return color_jitter(key, image, brightness=jitter, contrast=jitter, saturation=jitter, hue=jitter / 4) if jitter else image
 
-    def entropy_loss(params, batch_stats, target: Array, key: Key) -> tuple[Array, dict]:
-        outputs, batch_stats = train_forward(model, params, batch_stats, target, key)
-        return jnp.mean(robust_entropy(outputs["logits"], eta=entropy_eta, normalizer=entropy_normalizer)), batch_stats
+    def teacher_label(state: TrainState, target: Array, size: tuple[int, int]) -> Array:
+        outputs, _ = train_forward(model, state.ema_params, state.ema_batch_stats, target, None)  # the batch's own statistics, no dropout
+        return confident_labels(bilinear(outputs["logits"], size, align_corners=model.align_corners), self_training_threshold)
+
+    def target_loss(params, state: TrainState, batch_stats, target: Array, key: Key) -> tuple[Array, dict, Metrics]:
+        jitter_key, dropout_key = jax.random.split(key)
+        outputs, batch_stats = train_forward(model, params, batch_stats, jittered(jitter_key, target), dropout_key)
+        entropy = jnp.mean(robust_entropy(outputs["logits"], eta=entropy_eta, normalizer=entropy_normalizer))
+        total = jnp.where(state.step >= entropy_start, entropy_weight, 0.0) * entropy
+        metrics = {"loss/entropy": entropy}
+        if self_training_weight:
+            label = teacher_label(state, target, target.shape[1:3])
+            ce, parts = supervised(outputs, label, name="loss/self_training")
+            total = total + jnp.where(state.step >= self_training_start, self_training_weight, 0.0) * ce
+            metrics |= {**parts, "self_training/share": jnp.mean(label != IGNORE, dtype=jnp.float32)}
+        return total, batch_stats, metrics
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         del frozen
-        band_key, source_key, target_key, dropout_key, target_dropout_key = jax.random.split(state.step_key(), 5)
+        style_key, jitter_key, dropout_key, target_key = jax.random.split(state.step_key(), 4)
         target = to_float(batch["target_image"])
-        stylized = jittered(source_key, stylize(to_float(batch["source_image"]), target, band_key))
-        weight = jnp.where(state.step >= entropy_start, entropy_weight, 0.0)
+        stylized = jittered(jitter_key, stylize(to_float(batch["source_image"]), target, style_key))
 
         def loss(params):
             outputs, batch_stats = train_forward(model, params, state.batch_stats, stylized, dropout_key)
-            total, metrics = supervised_loss(
-                outputs, batch["source_label"], align_corners=model.align_corners, aux_weight=aux_weight, class_weights=class_weights
-            )
-            if entropy_weight:
-                entropy, batch_stats = entropy_loss(params, batch_stats, jittered(target_key, target), target_dropout_key)
-                total, metrics = total + weight * entropy, {**metrics, "loss/entropy": entropy}
+            total, metrics = supervised(outputs, batch["source_label"], class_weights=class_weights)
+            if uses_target:
+                before = batch_stats if statistics == "joint" else state.batch_stats
+                on_target, batch_stats, more = target_loss(params, state, before, target, target_key)
+                total, metrics = total + on_target, {**metrics, **more}
             return total, (batch_stats, metrics)
 
         gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)

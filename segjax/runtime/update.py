@@ -10,7 +10,9 @@ from segjax.runtime.optim import ema_update
 from segjax.runtime.state import TrainState
 
 
-def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, batch_stats: Any, ema_decay: float = 0.0) -> TrainState:
+def apply_gradients(
+    state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, batch_stats: Any, ema_decay: float = 0.0
+) -> TrainState:
     """State after one optimizer step, with the student's new statistics and, when it has one, the teacher moved towards it.
 
     The teacher's decay is min(1 - 1/(step + 1), ema_decay), so it starts as a copy of the student (Tarvainen and Valpola 2017, as
