@@ -13,8 +13,9 @@ from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
 def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Method:
     """Each step reads one target batch; after n steps the statistics are the mean of the n batches' (mean, unbiased variance).
 
-    One pass over the target set makes the paper's estimate up to the variance between batch means. Dropout is off. `optimizer` is accepted, as every
-    method's is, and unused. BatchNorm of the source is replaced whole; start from a trained network (`start_from`, `weights`).
+    One pass over the target set makes the paper's estimate up to the variance between batch means. Dropout is off. BatchNorm of the
+    source is replaced whole; start from a trained network (`start_from`, `weights`). `optimizer` is accepted, as every method's is,
+    and unused.
     """
     nothing = optax.identity()
     del optimizer

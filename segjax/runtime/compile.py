@@ -67,7 +67,8 @@ def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, 
     jitted = jax.jit(method.step, in_shardings=shardings, out_shardings=(shardings[0], replicated(mesh)), donate_argnums=0)
     begun = time.monotonic()
     try:
-        traced = jitted.trace(state_spec, frozen, batch_spec)
+        with jax.set_mesh(mesh):  # layers read it to keep a kernel that is sharded over "fsdp" whole at its use
+            traced = jitted.trace(state_spec, frozen, batch_spec)
     except ValueError:  # out_shardings of another structure: say it in the state's terms
         _check_state(state_spec, jax.eval_shape(method.step, state_spec, frozen, batch_spec)[0])
         raise

@@ -1,0 +1,145 @@
+"""What every training method must do, on a tiny network: finite, falling loss, any mesh, restart = no restart, predict's shape."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.errors import ConfigError
+from segjax.methods import adabn, fda, source_only
+from segjax.nets.layers import BatchNorm, ChannelDropout, Conv
+from segjax.runtime import mesh as meshes
+from segjax.runtime.compile import compile_step
+from segjax.runtime.optim import make_optimizer
+from segjax.typing import IGNORE
+
+
+class Tiny(nn.Module):
+    """Stride 2, BatchNorm, dropout, an auxiliary head: every path of a method in a second of compilation."""
+
+    num_classes: int = 5
+    align_corners: bool = True
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        x = nn.relu(BatchNorm(name="norm1")(Conv(64, (3, 3), 2, name="conv1")(image), train))
+        aux = Conv(self.num_classes, (1, 1), name="aux")(x)
+        x = ChannelDropout(0.1)(nn.relu(BatchNorm(name="norm2")(Conv(64, name="conv2")(x), train)), train)
+        return {"logits": Conv(self.num_classes, (1, 1), name="last")(x), "aux_logits": aux}
+
+
+def optimizer(lr=0.05):
+    return make_optimizer(name="sgd", lr=lr, momentum=0.9, weight_decay=5e-4, schedule="poly", power=0.9, total_steps=100)
+
+
+FULL = dict(
+    betas=(0.05, 0.2),
+    stylized_share=0.5,
+    entropy_start=2,
+    jitter=0.3,
+    ema_decay=0.9,
+    self_training_weight=1.0,
+    self_training_start=3,
+    self_training_threshold=0.3,
+    statistics="target",
+)
+METHODS = {
+    "source_only": lambda: source_only.make(model=Tiny(), optimizer=optimizer()),
+    "source_only_ema_jitter": lambda: source_only.make(model=Tiny(), optimizer=optimizer(), jitter=0.4, ema_decay=0.9),
+    "fda": lambda: fda.make(model=Tiny(), optimizer=optimizer(), betas=(0.1,)),
+    "fda_corner_no_entropy": lambda: fda.make(model=Tiny(), optimizer=optimizer(), betas=(0.1,), variant="corner", entropy_weight=0.0),
+    "fda_everything": lambda: fda.make(model=Tiny(), optimizer=optimizer(), **FULL),
+    "adabn": lambda: adabn.make(model=Tiny(), optimizer=optimizer()),
+}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Labels that the image tells (its brightest band), so that a loss can fall; 255 in a border."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, size=(8, 4, 6)).repeat(6, 1).repeat(6, 2).astype(np.uint8)
+    image = (label[..., None] * 50 + rng.integers(0, 30, size=(8, 24, 36, 3))).astype(np.uint8)
+    label[:, :2] = IGNORE
+    return {"source_image": image, "source_label": label, "target_image": (image[::-1] // 2 + 20).astype(np.uint8)}
+
+
+def run(method, batch, steps, mesh, state=None):
+    """`steps` steps on `mesh` by the compiled, donated step; the state and one dict of floats a step."""
+    abstract = jax.eval_shape(method.init, jax.random.key(3), batch)
+    shardings = meshes.shard_rules(abstract, mesh, min_size=256)
+    state = jax.jit(method.init, out_shardings=shardings)(jax.random.key(3), batch) if state is None else jax.device_put(state, shardings)
+    spec = meshes.with_shardings(abstract, shardings)
+    compiled, _ = compile_step(method, spec, (), meshes.batch_spec(batch, mesh), mesh)
+    history = []
+    for _ in range(steps):
+        state, metrics = compiled(state, (), meshes.put_batch(batch, mesh))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_eight_devices_give_what_one_gives(name, batch):
+    one, history = run(METHODS[name](), batch, 10, meshes.make_mesh(1))
+    assert all(np.isfinite(value) for row in history for value in row.values())
+    assert int(one.step) == 10
+    for mesh in [meshes.make_mesh(2, 4)] + [meshes.make_mesh(8)] * (name == "fda_everything"):
+        many, other = run(METHODS[name](), batch, 10, mesh)
+        for mine, theirs in zip(history, other, strict=True):
+            for key in mine:
+                if key.startswith("loss"):
+                    assert mine[key] == pytest.approx(theirs[key], abs=1e-5), (key, mesh.shape)
+        for a, b in zip(jax.tree.leaves((one.params, one.batch_stats)), jax.tree.leaves((many.params, many.batch_stats)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["source_only", "fda", "fda_everything"])
+def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch):
+    method = METHODS[name]()
+    state, history = run(method, batch, 40, meshes.make_mesh(1))
+    assert history[-1]["loss/ce"] < 0.7 * history[0]["loss/ce"]
+    logits = jax.jit(method.predict)(state, (), batch["source_image"])
+    assert logits.shape == (8, 24, 36, 5) and logits.dtype == jnp.float32
+
+
+def test_restart_equals_no_restart(batch):
+    method, mesh = METHODS["fda_everything"](), meshes.make_mesh(1)
+    unbroken, _ = run(method, batch, 4, mesh)
+    half, _ = run(method, batch, 2, mesh)
+    resumed, _ = run(method, batch, 2, mesh, state=half)
+    for a, b in zip(jax.tree.leaves(unbroken.replace(key=0)), jax.tree.leaves(resumed.replace(key=0)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_entropy_and_self_training_wait_for_their_steps(batch):
+    waiting = {**FULL, "entropy_start": 100, "self_training_start": 100}
+    without = {**FULL, "entropy_weight": 1e-30, "self_training_weight": 1e-30}
+    a, _ = run(fda.make(model=Tiny(), optimizer=optimizer(), **waiting), batch, 3, meshes.make_mesh(1))
+    b, _ = run(fda.make(model=Tiny(), optimizer=optimizer(), **without), batch, 3, meshes.make_mesh(1))
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_adabn_averages_the_batches_own_statistics(batch):
+    method = METHODS["adabn"]()
+    state = method.init(jax.random.key(0), batch)
+    images = [batch["target_image"], batch["source_image"]]
+    for image in images:
+        state, _ = method.step(state, (), {"target_image": image})
+    kernel, bias = state.params["conv1"]["kernel"], state.params["conv1"]["bias"]
+    convolved = [
+        jax.lax.conv_general_dilated(x / 255.0, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+        for x in images
+    ]
+    mean = np.mean([np.asarray(x).mean((0, 1, 2)) for x in convolved], axis=0)
+    var = np.mean([np.asarray(x, np.float64).var((0, 1, 2), ddof=1) for x in convolved], axis=0)
+    np.testing.assert_allclose(state.batch_stats["norm1"]["mean"], mean, atol=1e-5)
+    np.testing.assert_allclose(state.batch_stats["norm1"]["var"], var, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"statistics": "source"}, {"statistics": "target", "entropy_weight": 0.0}, {"self_training_weight": 1.0}]
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ConfigError, match="method"):
+        fda.make(model=Tiny(), optimizer=optimizer(), **options)
