@@ -137,9 +137,11 @@ def confusions(runs: list[Run]) -> str:
             if found:
                 same = [s for s in found if s.classes == found[0].classes]
                 total, misses = (np.sum([getattr(s, part) for s in same], axis=0) for part in ("confusion", "misses"))
-                figures.append(report_svg.confusion_matrix(name, found[0].classes, total, misses))
+                classes = found[0].classes
+                figures.append(report_svg.confusion_matrix(name, classes, total, misses))
         if figures:
-            parts.append(f'<article><h3>{E(dataset)}</h3><div class="confusions">{"".join(figures)}</div></article>')
+            wide = " wide" if len(classes) > 12 else ""
+            parts.append(f'<article><h3>{E(dataset)}</h3><div class="confusions{wide}">{"".join(figures)}</div></article>')
     note = (
         '<p class="note">Rows are the truth, columns the prediction; a cell is its share of the row in per cent. Hover for the pixels.</p>'
     )
