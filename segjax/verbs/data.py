@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if args.limit < 0 or args.threads < 1:
         raise ConfigError(f"data check: --limit={args.limit} --threads={args.threads}: expected 0 or more, and 1 or more")
     wrong = 0
-    for name, spec, needs_labels in _of_config(args.config) if args.config else [_of_flags(args)]:
+    for name, spec, needs_labels, scored in _of_config(args.config) if args.config else [_of_flags(args)]:
         try:
-            dataset = build.dataset(_lenient(spec, name), name)
+            dataset = build.dataset(_lenient(spec, name), name, scored=scored)
         except DataError as error:
             # One data set that cannot even be listed must not hide what is wrong with the next.
             print(f"\n{name}\n  WRONG  {error}", flush=True)
@@ -123,24 +123,30 @@ def class_lines(findings: check.Findings) -> list[str]:
     return lines + [f"{'(ignored)':<{width}} {100 * findings.pixels[IGNORE] / findings.pixels.sum():6.2f} % of all pixels"]
 
 
-def _of_flags(args: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
+Entry = tuple[str, dict[str, Any], bool, bool]
+"""Where a data set stands, its values, whether it needs labels, whether it is an `evaluate` entry (which has keys of the scorer)."""
+
+
+def _of_flags(args: argparse.Namespace) -> Entry:
     given = {"images": args.images, "labels": args.labels, "file_list": args.file_list, "encoding": args.encoding}
     spec = {"make": f"{FolderDataset.__module__}:FolderDataset", "label_space": args.label_space}
     spec |= {key: value for key, value in given.items() if value}
-    return args.file_list or args.images, spec, bool(args.labels)
+    return args.file_list or args.images, spec, bool(args.labels), False
 
 
-def _of_config(config) -> list[tuple[str, dict[str, Any], bool]]:
-    """(where it stands, its values, whether labels are needed) of every data set of every stage, equal ones once."""
-    found: dict[str, tuple[str, dict[str, Any], bool]] = {}
+def _of_config(config) -> list[Entry]:
+    """Every data set of every stage, equal ones once."""
+    found: dict[str, Entry] = {}
     for stage in build.stage_names(config):
         spec, where = build.plain(config.stages[stage]), f"config.stages.{stage}"
-        parts = [(f"{where}.data.source", spec["data"]["source"], True), (f"{where}.data.target", spec["data"].get("target"), False)]
-        parts += [(f"{where}.evaluate.{name}", part, True) for name, part in spec["evaluate"].items()]
-        for name, part, needs_labels in parts:
-            if part:
-                content = {key: value for key, value in part.items() if key not in build.EVALUATE_KEYS or key == "split"}
-                found.setdefault(json.dumps(content, sort_keys=True, default=str), (name, part, needs_labels))
+        parts = [
+            (f"{where}.data.source", spec["data"]["source"], True, False),
+            (f"{where}.data.target", spec["data"].get("target"), False, False),
+        ]
+        parts += [(f"{where}.evaluate.{name}", part, True, True) for name, part in spec["evaluate"].items()]
+        for entry in parts:
+            if entry[1]:
+                found.setdefault(json.dumps(entry[1], sort_keys=True, default=str), entry)
     return list(found.values())
 
 
