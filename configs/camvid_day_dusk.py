@@ -43,8 +43,7 @@ def get_config(arg="from_enet"):
             "day": {**camvid, "file_list": val_list, "split": "val", **scored},
         },
     }
-    base.add_stage(config, "source_only", method={"make": base.SOURCE_ONLY, "jitter": 0.0, "ema_decay": 0.0}, **shared)
+    base.add_stage(config, "source_only", method=base.source_only(), **shared)
     base.add_stage(config, "adabn", method={"make": base.ADABN}, start_from="source_only", **shared, steps=16)
-    fda = {"make": base.FDA, "betas": (0.01, 0.05, 0.09), "entropy_weight": 0.005, "entropy_start": 400, "jitter": 0.0, "ema_decay": 0.0}
-    base.add_stage(config, "fda", method=fda, **shared)
+    base.add_stage(config, "fda", method=base.fda(betas=(0.01, 0.05, 0.09), entropy_start=400), **shared)
     return config

@@ -56,15 +56,7 @@ def get_config(arg="gta_cityscapes"):
         },
     }
     # The released code normalises the entropy by 2.9444 (ln 19) and its README starts it at step 0.
-    fda = {
-        "make": base.FDA,
-        "betas": (0.01,),
-        "entropy_weight": 0.005,
-        "entropy_eta": 2.0,
-        "entropy_start": 0,
-        "entropy_normalizer": 2.9444,
-    }
-    base.add_stage(config, "fda", method=fda, **shared)
+    base.add_stage(config, "fda", method=base.fda(entropy_normalizer=2.9444), **shared)
     return config
 
 

@@ -40,14 +40,15 @@ CONFIG = """
 
     def get_config():
         config = quickstart.get_config()
-        config.steps, config.batch_size, config.size, config.checkpoint_every, config.log_every = 4, 2, (32, 64), 2, 1
+        config.steps, config.batch_size, config.checkpoint_every, config.log_every = 4, 2, 2, 1
+        config.size = config.crop = (32, 64)
         config.mesh.data = 2
         for stage in config.stages.values():
             stage.model = ConfigDict(MODEL)
             stage.data.source.length = stage.data.target.length = 8
             for scored in stage.evaluate.values():
                 scored.length = 3
-        config.stages.adabn.steps = 2
+        config.stages.adabn.steps, config.stages.fda.steps = 2, 4
         return config
 """
 

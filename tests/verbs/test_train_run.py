@@ -53,11 +53,21 @@ def test_settings_that_change_no_result_do_not_train_again(finished, capsys):
 def test_an_interrupted_stage_goes_on_to_the_same_weights(finished, tmp_path):
     place = tmp_path / "03-fda"
     shutil.copytree(finished.workdir / "03-fda", place)
+    shutil.copytree(finished.workdir / "01-source_only", tmp_path / "01-source_only")
     for left in ("done.json", "weights.safetensors"):
         (place / left).unlink()
     shutil.rmtree(place / "checkpoints/4")
     assert cli.main(["train", f"--config={finished.config}", "--stage=fda", f"--workdir={place}"]) == 0
     assert folder.read_done(place)["weights_sha256"] == folder.read_done(finished.workdir / "03-fda")["weights_sha256"]
+
+
+def test_fda_started_from_source_only(finished):
+    config = folder.read_json(finished.workdir / "03-fda/config.json")
+    assert config["start_from"] == "source_only"
+    before, _ = safetensors_io.read(finished.workdir / "01-source_only/weights.safetensors")
+    after, _ = safetensors_io.read(finished.workdir / "03-fda/weights.safetensors")
+    moved = max(abs(value - after[name]).max() for name, value in before.items() if name.startswith("params/"))
+    assert 0 < moved < 0.1  # four Adam steps of 1e-3, not another draw
 
 
 def test_train_finds_the_stage_that_it_starts_from(finished, tmp_path, capsys):
@@ -70,7 +80,8 @@ def test_train_finds_the_stage_that_it_starts_from(finished, tmp_path, capsys):
 
 
 def test_other_settings_in_the_same_folder(finished, tmp_path, capsys):
-    shutil.copytree(finished.workdir / "03-fda", tmp_path / "03-fda")
+    for stage in ("01-source_only", "03-fda"):
+        shutil.copytree(finished.workdir / stage, tmp_path / stage)
     argv = [
         "train",
         f"--config={finished.config}",
@@ -80,7 +91,7 @@ def test_other_settings_in_the_same_folder(finished, tmp_path, capsys):
     ]
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
-    assert "optimizer.lr: 0.002 -> 0.5" in error and "--on-change" in error
+    assert "optimizer.lr: 0.001 -> 0.5" in error and "--on-change" in error
     assert folder.read_done(tmp_path / "03-fda") is not None
     assert cli.main([*argv, "--on-change=restart"]) == 0
     assert folder.read_done(tmp_path / "old1-03-fda") is not None
@@ -100,13 +111,13 @@ def test_other_start_weights_count_as_other_inputs(finished):
     [
         ((), 2, ["source_only, adabn, fda", "--stage=NAME"]),
         (("--stage=fad",), 2, ["'fad'", "did you mean 'fda'"]),
-        (("--stage=fda", "--config.batch_size=3"), 2, ["batch_size=3", "2 devices"]),
-        (("--stage=fda", "--config.mesh.data=999"), 2, ["999"]),
-        (("--stage=fda", "--config.stages.fda.model.weights=none.safetensors"), 4, ["none.safetensors", "no such file"]),
-        (("--stage=fda", "--config.stages.fda.model.weights={tmp}/junk.safetensors"), 4, ["junk.safetensors"]),
-        (("--stage=fda", "--workdir={tmp}/file/inside"), 2, ["--workdir", "cannot be written"]),
-        (("--stage=fda", "--config.stages.fda.data.crop=(64,64)"), 3, ["crop 64x64 is larger than 64x32"]),
-        (("--stage=fda", "--config.stages.fda.evaluate.dusk.look=noon"), 2, ["look='noon'"]),
+        (("--stage=source_only", "--config.batch_size=3"), 2, ["batch_size=3", "2 devices"]),
+        (("--stage=source_only", "--config.mesh.data=999"), 2, ["999"]),
+        (("--stage=source_only", "--config.stages.source_only.model.weights=none.safetensors"), 4, ["none.safetensors", "no such file"]),
+        (("--stage=source_only", "--config.stages.source_only.model.weights={tmp}/junk.safetensors"), 4, ["junk.safetensors"]),
+        (("--stage=source_only", "--workdir={tmp}/file/inside"), 2, ["--workdir", "cannot be written"]),
+        (("--stage=source_only", "--config.stages.source_only.data.crop=(64,64)"), 3, ["crop 64x64 is larger than 64x32"]),
+        (("--stage=source_only", "--config.stages.source_only.evaluate.dusk.look=noon"), 2, ["look='noon'"]),
     ],
 )
 def test_mistakes(changes, code, words, tiny_config, tmp_path, capsys):
@@ -128,7 +139,7 @@ def test_mistakes(changes, code, words, tiny_config, tmp_path, capsys):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_workdir(tiny_config, tmp_path, capsys):
     tmp_path.chmod(0o555)
-    assert cli.main(["train", f"--config={tiny_config}", "--stage=fda", f"--workdir={tmp_path / 'out'}"]) == 2
+    assert cli.main(["train", f"--config={tiny_config}", "--stage=source_only", f"--workdir={tmp_path / 'out'}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
