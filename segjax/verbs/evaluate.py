@@ -14,9 +14,9 @@ import numpy as np
 
 from segjax.data import label_spaces
 from segjax.errors import ConfigError, WeightsError
-from segjax.runtime import checkpoint, compile
+from segjax.runtime import checkpoint
 from segjax.runtime import mesh as meshes
-from segjax.verbs import build, folder, scores, scoring, variables
+from segjax.verbs import build, folder, scores, scoring, startup, variables
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -64,7 +64,7 @@ class Network:
 
 def load(args: argparse.Namespace) -> Network:
     """The network that the flags choose: --weights, else the stage's exported weights, else its newest checkpoint."""
-    compile.enable_cache()
+    startup.begin()
     names = build.stage_names(args.config)
     stage = build.stage(args.config, args.stage or names[-1])
     place = folder.of_stage(args.workdir, stage.name) or args.workdir

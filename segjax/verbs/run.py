@@ -9,8 +9,7 @@ import pathlib
 import jax
 
 from segjax.errors import ConfigError
-from segjax.runtime import compile
-from segjax.verbs import build, folder, report, train
+from segjax.verbs import build, folder, report, startup, train
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Trains the stages of `config.order`. Whatever a stage raises (75 when preempted) ends the run; the same command goes on there."""
-    compile.enable_cache()
+    startup.begin()
     names = build.stage_names(args.config)
     for name in names:
         build.stage(args.config, name)  # a mistake in the last stage should not wait for the first to finish

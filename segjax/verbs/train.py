@@ -14,9 +14,9 @@ import jax
 
 from segjax.data import pipeline
 from segjax.errors import ConfigError
-from segjax.runtime import compile, loop
+from segjax.runtime import loop
 from segjax.runtime import mesh as meshes
-from segjax.verbs import build, folder, scores, scoring, variables
+from segjax.verbs import build, folder, scores, scoring, startup, variables
 
 ON_CHANGE = ("refuse", "continue", "restart")
 
@@ -35,7 +35,7 @@ def add_on_change(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    compile.enable_cache()
+    startup.begin()
     names = build.stage_names(args.config)
     if not args.stage and len(names) > 1:
         raise ConfigError(f"this config has the stages {', '.join(names)}: pass --stage=NAME, or run them all with `segjax run`")
@@ -60,6 +60,7 @@ def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path |
         settings, [source, target, *(trial.dataset for trial in trials)], start or stage.spec["model"].get("weights", "")
     )
     done = folder.read_done(place)
+    startup.barrier("looked for done.json")
     if done is not None and done["digest"] == digest:
         print(f"{place}: finished before with the same settings and inputs, nothing to do", flush=True)
         return done
@@ -126,6 +127,7 @@ def _finish(
     if first:
         sha256 = variables.export(place / folder.WEIGHTS, weights, space=space, metadata=metadata)
         folder.write_json(place / folder.DONE, {**done, "weights_sha256": sha256})
+    startup.barrier("wrote done.json")
     return done
 
 
