@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax.ops import conv as ops
+from segjax.ops.normalization import batch_norm
 from segjax.typing import Array
 
 BN_MOMENTUM = 0.1
@@ -80,20 +81,16 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes, dtype=jnp.float32)
-            square = jnp.mean(jnp.square(x.astype(jnp.float32)), axes)
-            var = jnp.maximum(square - jnp.square(mean), 0.0)
-            if not self.is_initializing():
-                n = x.size // c
-                keep = 1 - self.momentum
-                running_mean.value = keep * running_mean.value + self.momentum * jax.lax.stop_gradient(mean)
-                running_var.value = keep * running_var.value + self.momentum * jax.lax.stop_gradient(var) * (n / max(n - 1, 1))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            return (x.astype(jnp.float32) * factor + (bias - running_mean.value * factor)).astype(self.dtype)
+        y, mean, var = batch_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+        if not self.is_initializing():
+            n = x.size // c
+            keep = 1 - self.momentum
+            running_mean.value = keep * running_mean.value + self.momentum * mean
+            running_var.value = keep * running_var.value + self.momentum * var * (n / max(n - 1, 1))
+        return y
 
 
 class PReLU(nn.Module):

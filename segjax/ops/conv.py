@@ -14,6 +14,7 @@ from jax import lax
 
 from segjax.typing import Array
 
+_ONE_PRODUCT = 4096  # output pixels up to which gathering all taps is cheaper than a product each (measured on 2 cores)
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -30,10 +31,26 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, paddi
     kh, kw = kernel.shape[:2]
     padding = same_padding((kh, kw), dilation) if padding is None else padding
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return _product(x[:, ::stride, ::stride], kernel[0, 0])
     if kh == kw == stride and padding == ((0, 0), (0, 0)):
-        return _patches(x, stride) @ kernel.reshape(-1, kernel.shape[-1])
+        return _product(_patches(x, stride), kernel.reshape(-1, kernel.shape[-1]))
     return _conv(x, kernel, stride, dilation, padding)
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    """x [B,H,W,I] @ kernel [I,O]; its kernel gradient moves the narrower operand, where autodiff always moves dy."""
+    return x @ kernel
+
+
+def _product_bwd(saved, dy):
+    x, kernel = saved
+    left, right = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dk = left.T @ right if left.shape[1] <= right.shape[1] else (right.T @ left).T
+    return dy @ kernel.T, dk.astype(kernel.dtype)
+
+
+_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_bwd)
 
 
 def _patches(x: Array, size: int) -> Array:
@@ -91,8 +108,13 @@ def _input_gradient(x, kernel, dy, stride, dilation, padding):
 
 
 def _kernel_gradient(x, kernel, dy, stride, dilation, padding):
-    """d loss / d kernel: for each tap, (shifted input)^T @ dy over all the pixels where the tap meets the image."""
+    """d loss / d kernel: (shifted input)^T @ dy for each tap; as one product over all taps where the image is small."""
     kh, kw, ci, co = kernel.shape
+    if stride == 1 and dy.shape[0] * dy.shape[1] * dy.shape[2] <= _ONE_PRODUCT:
+        (h, w), padded = dy.shape[1:3], jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        shifted = [padded[:, i * dilation : i * dilation + h, j * dilation : j * dilation + w] for i in range(kh) for j in range(kw)]
+        columns = jnp.concatenate(shifted, axis=-1).reshape(-1, kh * kw * ci)
+        return (dy.reshape(-1, co).T @ columns).T.reshape(kernel.shape).astype(kernel.dtype)
     taps = [
         [_tap_gradient(x, dy, i * dilation - padding[0][0], j * dilation - padding[1][0], stride) for j in range(kw)] for i in range(kh)
     ]
