@@ -15,7 +15,7 @@ def get_config(arg="from_enet"):
     if arg not in VARIANTS:
         raise base.unknown(arg, VARIANTS)
     scratch = arg == "from_scratch"
-    config = base.run(f"camvid_day_dusk_{arg}", steps=3000 if scratch else 800, batch_size=4)
+    config = base.run(f"camvid_day_dusk_{arg}", steps=3000 if scratch else 1000, batch_size=4)
     config.data = "data/camvid"
     config.evaluate_size = (360, 480)
     train_list, val_list = (config.get_oneway_ref("data") + f"/{part}.txt" for part in ("train", "val"))
@@ -44,6 +44,7 @@ def get_config(arg="from_enet"):
         },
     }
     base.add_stage(config, "source_only", method=base.source_only(), **shared)
-    base.add_stage(config, "adabn", method={"make": base.ADABN}, start_from="source_only", **shared, steps=16)
+    whole = {**shared, "data": {**shared["data"], "crop": (360, 480), "flip": False}}
+    base.add_stage(config, "adabn", method={"make": base.ADABN}, start_from="source_only", **whole, steps=8, batch_size=8)
     base.add_stage(config, "fda", method=base.fda(betas=(0.01, 0.05, 0.09), entropy_start=400), **shared)
     return config

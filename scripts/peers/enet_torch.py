@@ -1,78 +1,107 @@
-"""The yardstick of `scripts/bench_nets.py`: ENet (PyTorch form) written plainly in torch, eager, NCHW, with Adam."""
+"""The yardstick of `scripts/bench_nets.py`: ENet (PyTorch form, its public parameter names) written plainly in torch, eager, NCHW, Adam."""
 
 import torch
 from torch import nn
 
+SECTION = (
+    ("regular", 1),
+    ("dilated", 2),
+    ("asymmetric", 1),
+    ("dilated", 4),
+    ("regular", 1),
+    ("dilated", 8),
+    ("asymmetric", 1),
+    ("dilated", 16),
+)
+
 
 def unit(i, o, k=1, s=1, p=0, d=1, relu=False, act=True):
     layers = [nn.Conv2d(i, o, k, s, p, d, bias=False), nn.BatchNorm2d(o)]
-    return nn.Sequential(*layers, *([nn.ReLU() if relu else nn.PReLU()] if act else []))
+    return [*layers, nn.ReLU() if relu else nn.PReLU()] if act else layers
+
+
+class Initial(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main_branch, self.ext_branch = nn.Conv2d(3, 13, 3, 2, 1, bias=False), nn.MaxPool2d(3, 2, 1)
+        self.batch_norm, self.out_activation = nn.BatchNorm2d(16), nn.PReLU()
+
+    def forward(self, x):
+        return self.out_activation(self.batch_norm(torch.cat([self.main_branch(x), self.ext_branch(x)], 1)))
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, c, d=1, asymmetric=False, p=0.1, relu=False):
+    def __init__(self, c, dilation=1, asymmetric=False, dropout=0.1, relu=False):
         super().__init__()
         n = c // 4
-        if asymmetric:
-            middle = [unit(n, n, (5, 1), 1, (2, 0), relu=relu), unit(n, n, (1, 5), 1, (0, 2), relu=relu)]
-        else:
-            middle = [unit(n, n, 3, 1, d, d, relu=relu)]
-        self.ext = nn.Sequential(unit(c, n, relu=relu), *middle, unit(n, c, relu=relu), nn.Dropout2d(p))
-        self.act = nn.ReLU() if relu else nn.PReLU()
+        middle = unit(n, n, (5, 1), 1, (2, 0)) + unit(n, n, (1, 5), 1, (0, 2)) if asymmetric else unit(n, n, 3, 1, dilation, dilation, relu)
+        self.ext_conv1, self.ext_conv2 = nn.Sequential(*unit(c, n, relu=relu)), nn.Sequential(*middle)
+        self.ext_conv3, self.drop = nn.Sequential(*unit(n, c, relu=relu)), nn.Dropout2d(dropout)
+        self.out_activation = nn.ReLU() if relu else nn.PReLU()
 
     def forward(self, x):
-        return self.act(x + self.ext(x))
+        return self.out_activation(x + self.drop(self.ext_conv3(self.ext_conv2(self.ext_conv1(x)))))
 
 
 class Down(nn.Module):
-    def __init__(self, i, o, p):
+    def __init__(self, i, o, dropout):
         super().__init__()
-        self.pool = nn.MaxPool2d(2, 2, return_indices=True)
-        self.ext = nn.Sequential(unit(i, i // 4, 2, 2), unit(i // 4, i // 4, 3, 1, 1), unit(i // 4, o), nn.Dropout2d(p))
-        self.act, self.pad = nn.PReLU(), o - i
+        n = i // 4
+        self.pool, self.pad, self.drop = nn.MaxPool2d(2, 2, return_indices=True), o - i, nn.Dropout2d(dropout)
+        self.ext_conv1, self.ext_conv2 = nn.Sequential(*unit(i, n, 2, 2)), nn.Sequential(*unit(n, n, 3, 1, 1))
+        self.ext_conv3, self.out_activation = nn.Sequential(*unit(n, o)), nn.PReLU()
 
     def forward(self, x):
         main, index = self.pool(x)
-        return self.act(nn.functional.pad(main, (0, 0, 0, 0, 0, self.pad)) + self.ext(x)), index
+        main = nn.functional.pad(main, (0, 0, 0, 0, 0, self.pad))
+        return self.out_activation(main + self.drop(self.ext_conv3(self.ext_conv2(self.ext_conv1(x))))), index
 
 
 class Up(nn.Module):
     def __init__(self, i, o):
         super().__init__()
-        self.main, self.unpool = unit(i, o, act=False), nn.MaxUnpool2d(2)
         n = i // 4
-        self.ext = nn.Sequential(unit(i, n, relu=True), nn.ConvTranspose2d(n, n, 2, 2, bias=False), nn.BatchNorm2d(n), nn.ReLU())
-        self.last = nn.Sequential(unit(n, o, act=False), nn.Dropout2d(0.1))
+        self.main_conv1, self.unpool = nn.Sequential(*unit(i, o, act=False)), nn.MaxUnpool2d(2)
+        self.ext_conv1, self.ext_tconv1 = nn.Sequential(*unit(i, n, relu=True)), nn.ConvTranspose2d(n, n, 2, 2, bias=False)
+        self.ext_tconv1_bnorm, self.ext_conv2 = nn.BatchNorm2d(n), nn.Sequential(*unit(n, o, act=False))
+        self.drop = nn.Dropout2d(0.1)
 
     def forward(self, x, index):
-        return torch.relu(self.unpool(self.main(x), index) + self.last(self.ext(x)))
+        y = torch.relu(self.ext_tconv1_bnorm(self.ext_tconv1(self.ext_conv1(x))))
+        return torch.relu(self.unpool(self.main_conv1(x), index) + self.drop(self.ext_conv2(y)))
 
 
 class ENet(nn.Module):
     def __init__(self, classes):
         super().__init__()
-        self.conv, self.pool = nn.Conv2d(3, 13, 3, 2, 1, bias=False), nn.MaxPool2d(3, 2, 1)
-        self.norm, self.act = nn.BatchNorm2d(16), nn.PReLU()
-        self.down1, self.stage1 = Down(16, 64, 0.01), nn.Sequential(*[Bottleneck(64, p=0.01) for _ in range(4)])
-        self.down2 = Down(64, 128, 0.1)
-        self.stage23 = nn.Sequential(*[Bottleneck(128, max(d, 1), d == 0) for d in (1, 2, 0, 4, 1, 8, 0, 16) * 2])
-        self.up4, self.stage4 = Up(128, 64), nn.Sequential(Bottleneck(64, relu=True), Bottleneck(64, relu=True))
-        self.up5, self.stage5 = Up(64, 16), Bottleneck(16, relu=True)
-        self.last = nn.ConvTranspose2d(16, classes, 3, 2, 1, 1, bias=False)
+        self.initial_block, self.downsample1_0 = Initial(), Down(16, 64, 0.01)
+        self.stage1 = [f"regular1_{n}" for n in range(1, 5)]
+        for name in self.stage1:
+            self.add_module(name, Bottleneck(64, dropout=0.01))
+        self.downsample2_0, self.stage23 = Down(64, 128, 0.1), []
+        for stage, first in ((2, 1), (3, 0)):
+            for n, (kind, dilation) in enumerate(SECTION):
+                self.stage23.append(f"{kind}{stage}_{n + first}")
+                self.add_module(self.stage23[-1], Bottleneck(128, dilation, kind == "asymmetric"))
+        self.upsample4_0, self.upsample5_0 = Up(128, 64), Up(64, 16)
+        self.regular4_1, self.regular4_2 = Bottleneck(64, relu=True), Bottleneck(64, relu=True)
+        self.regular5_1, self.transposed_conv = Bottleneck(16, relu=True), nn.ConvTranspose2d(16, classes, 3, 2, 1, 1, bias=False)
 
     def forward(self, x):
-        x = self.act(self.norm(torch.cat([self.conv(x), self.pool(x)], 1)))
-        x, first = self.down1(x)
-        x, second = self.down2(self.stage1(x))
-        x = self.stage4(self.up4(self.stage23(x), second))
-        return self.last(self.stage5(self.up5(x, first)))
+        x, first = self.downsample1_0(self.initial_block(x))
+        for name in self.stage1:
+            x = getattr(self, name)(x)
+        x, second = self.downsample2_0(x)
+        for name in self.stage23:
+            x = getattr(self, name)(x)
+        x = self.regular4_2(self.regular4_1(self.upsample4_0(x, second)))
+        return self.transposed_conv(self.regular5_1(self.upsample5_0(x, first)))
 
 
-def train_step(classes: int = 19, learning_rate: float = 5e-4):
-    """A function (image NCHW float, label NHW int64) -> loss that makes one Adam step."""
-    net = ENet(classes).train()
-    assert sum(p.numel() for p in net.parameters()) == 351660 - 144 * (19 - classes)
-    optimizer = torch.optim.Adam(net.parameters(), learning_rate)
+def make(classes: int = 19):
+    """(network, function (image NCHW float, label NHW int64) -> loss that makes one Adam step)."""
+    net = ENet(classes)
+    optimizer = torch.optim.Adam(net.parameters(), 5e-4)
 
     def step(image, label):
         optimizer.zero_grad(set_to_none=True)
@@ -81,4 +110,4 @@ def train_step(classes: int = 19, learning_rate: float = 5e-4):
         optimizer.step()
         return loss.detach()
 
-    return step
+    return net, step
