@@ -105,9 +105,8 @@ def main() -> None:
     for name in args.cases:
         rows.append(case(name, args) | {"backend": jax.default_backend(), "repeats": args.repeats, **versions})
         row = rows[-1]
-        print(
-            f"{row['case']}: segjax {row['median_ms']['segjax']:.0f} ms, torch {row['median_ms']['torch']:.0f} ms: {row['times_torch']}x torch"
-        )
+        ms, ratio = row["median_ms"], row["times_torch"]
+        print(f"{row['case']}: segjax {ms['segjax']:.0f} ms, torch {ms['torch']:.0f} ms: {ratio}x torch")
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"wrote {args.out}")
 

@@ -1,19 +1,19 @@
 """The words that every floor shares: array types and the one interface of a training method."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-import jax
+from jax import Array
 
-Array = jax.Array
-Key = jax.Array
-Batch = dict[str, Array]
-"""Flat dict of arrays as they came from disk: `source_image` uint8 [B,H,W,3], `source_label` uint8 [B,H,W], `target_image`, optional `target_label`."""
-Metrics = dict[str, Array]
+Key: TypeAlias = Array
+Batch: TypeAlias = dict[str, Array]
+"""Flat dict of arrays as they came from disk: `source_image` uint8 [B,H,W,3], `source_label` uint8 [B,H,W], `target_image`, optional
+`target_label`."""
+Metrics: TypeAlias = dict[str, Array]
 """Flat dict `"loss/ce" -> float32 scalar`."""
-State = Any
+State: TypeAlias = Any
 """A method's own flax.struct dataclass. The loop reads `state.step` alone."""
-Frozen = Any
+Frozen: TypeAlias = Any
 """Pytree of weights that never train. Not donated, not checkpointed. `()` when a method has none."""
 
 IGNORE = 255
