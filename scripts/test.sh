@@ -4,5 +4,6 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh" test
 "$PY" -m ruff check segjax configs scripts tests
 "$PY" -m ruff format --check segjax configs scripts tests
+"$PY" -m pyright --pythonpath "$PY" segjax  # its own node comes with the package: no download
 workers="${TEST_WORKERS:-2}"
 exec "$PY" -m pytest -n "$workers" --dist loadfile "$@"

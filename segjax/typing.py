@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from jax import Array
+from jax import Array as Array  # re-exported: every floor takes it from here
 
 Key: TypeAlias = Array
 Batch: TypeAlias = dict[str, Array]

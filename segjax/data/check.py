@@ -76,8 +76,8 @@ def check(dataset, *, threads: int = 8, limit: int | None = None, progress: Call
     dataset: any data set; build a FolderDataset with strict=False so that unpaired files are findings too. progress(done, total) is called
     in this thread after each example. Results do not depend on `threads`.
     """
-    findings = Findings(dataset.label_space, unpaired_images=[], unpaired_labels=[])
-    findings.unpaired_images, findings.unpaired_labels = map(list, getattr(dataset, "unpaired", ((), ())))
+    images, labels = getattr(dataset, "unpaired", ((), ()))
+    findings = Findings(dataset.label_space, unpaired_images=list(images), unpaired_labels=list(labels))
     total = len(dataset) if limit is None else min(limit, len(dataset))
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for index, (name, outcome) in enumerate(pool.map(lambda i: _examine(dataset, i), range(total))):

@@ -44,7 +44,10 @@ class FolderDataset(Dataset):
         super().__init__(cache)
         self.label_space = label_spaces.get(label_space)
         self.encoding = encoding or label_spaces.default_encoding(self.label_space)
-        self.resize = tuple(resize) if resize else None
+        self.resize: tuple[int, int] | None = None
+        if resize:
+            height, width = resize
+            self.resize = (height, width)
         self._table = label_spaces.decode_table(self.label_space, self.encoding)
         self._valid = label_spaces.valid_ids(self.label_space, self.encoding)
         self.unpaired: tuple[list[str], ...] = ([], [])
@@ -89,13 +92,20 @@ class FolderDataset(Dataset):
 
     def raw_label(self, index: int) -> np.ndarray:
         """The label file's values before decoding, uint8 [H,W]. DataError unless it is one 8-bit channel (grey or palette)."""
-        return read_label(self.pairs[index][1])
+        return read_label(self._label_path(index))
+
+    def _label_path(self, index: int) -> pathlib.Path:
+        image, label = self.pairs[index]
+        if label is None:
+            raise DataError(f"{image} has no label: set the labels folder, or labelled=False")
+        return label
 
     def _load(self, index: int) -> Example:
-        image_path, label_path = self.pairs[index]
+        image_path = self.pairs[index][0]
         image = read_image(image_path)
         example = {"image": image, "name": self.name(index)}
         if self.labelled:
+            label_path = self._label_path(index)
             raw = read_label(label_path)
             if raw.shape != image.shape[:2]:
                 raise SizeMismatch(

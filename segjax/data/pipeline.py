@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -52,8 +53,8 @@ def training_batches(
         raise ConfigError(f"data.scale={tuple(scale)} is not a range, expected 0 < lowest <= highest, e.g. (0.5, 1.5)")
     if "label" not in _first(source, crop):
         raise DataError(f"{source!r} has no labels, but a source must be labelled: set its labels folder, or use it as the target")
-    knobs = dict(crop=tuple(crop), scale=tuple(scale), flip=flip)
-    place = dict(steps=range(start_step, steps), process_index=process_index, process_count=process_count)
+    knobs: dict[str, Any] = dict(crop=tuple(crop), scale=tuple(scale), flip=flip)
+    place: dict[str, Any] = dict(steps=range(start_step, steps), process_index=process_index, process_count=process_count)
     parts = [_stream(source, "source", batch_size, seed, knobs, **place)]
     if target is not None:
         target = target if target_labels else target.unlabelled()
@@ -87,7 +88,8 @@ def _first(dataset, crop: tuple[int, int]) -> dict:
     """The first example, having checked that there is one and that it holds the crop: a wrong size should not wait for a compile."""
     _check_length(dataset)
     first = dataset[0]
-    check_crop(crop, *first["image"].shape[:2], first["name"])
+    height, width = first["image"].shape[:2]
+    check_crop(crop, height, width, first["name"])
     return first
 
 
@@ -102,6 +104,7 @@ def _stream(dataset, role: str, batch_size: int, seed: int, knobs: dict, *, step
     def element(position: int) -> Batch:
         step, row = divmod(position, local)
         found = elements[steps[step] * batch_size + process_index * local + row]
+        assert found is not None  # nothing filters elements
         return {f"{role}_{key}": value for key, value in found.items()}
 
     return grain.MapDataset.source(range(len(steps) * local)).map(element).batch(local)

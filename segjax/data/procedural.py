@@ -44,7 +44,8 @@ class StreetScenes(Dataset):
             raise ConfigError(f"split={split!r} is unknown, expected one of {', '.join(LENGTHS)}")
         if min(size) < 32:
             raise ConfigError(f"size={tuple(size)} is too small to draw a street, expected at least 32x32: raise data.source.size")
-        self.size, self.look, self.split, self.seed, self.labelled = tuple(size), look, split, int(seed), labelled
+        height, width = size
+        self.size, self.look, self.split, self.seed, self.labelled = (height, width), look, split, int(seed), labelled
         self.length = LENGTHS[split] if length is None else int(length)
 
     def __len__(self) -> int:
@@ -107,8 +108,8 @@ def _fronts(canvas: Canvas, street: Street, side: int, park: bool) -> list:
             items.append((z, lambda draw=draw, z=z, far=far: draw(canvas, side, x, z, far)))
         if kind > 0:
             for _ in range(rng.integers(1, 4)):
-                spot = x + side * rng.uniform(1.8, 9), rng.uniform(z, far)
-                items.append((spot[1], lambda spot=spot: parts.tree(canvas, *spot, canvas.rng.uniform(0.8, 1.5))))
+                at, away = x + side * rng.uniform(1.8, 9), rng.uniform(z, far)
+                items.append((away, lambda at=at, away=away: parts.tree(canvas, at, away, canvas.rng.uniform(0.8, 1.5))))
             if rng.random() < 0.5:
                 set_back = x + side * rng.uniform(9, 16)
                 items.append((far, lambda at=set_back, z=z, far=far: parts.building(canvas, side, at, z, far)))

@@ -98,4 +98,5 @@ class Canvas:
 def tint(rng: np.random.Generator, colour, spread: float = 12.0) -> tuple[float, float, float]:
     """A colour near the given one: brightness varies more than hue."""
     grey, *shift = (spread * rng.standard_normal(4)).tolist()
-    return tuple(min(255.0, max(0.0, c + grey + d / 3)) for c, d in zip(colour, shift, strict=True))
+    red, green, blue = (min(255.0, max(0.0, c + grey + d / 3)) for c, d in zip(colour, shift, strict=True))
+    return red, green, blue

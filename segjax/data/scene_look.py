@@ -77,9 +77,10 @@ def draw_light(look: Look, rng: np.random.Generator) -> tuple[Light, float]:
     clouds = float(rng.uniform(*look.clouds))
     grey = 0.55 * clouds
 
-    def dull(colour):
+    def dull(colour: tuple[float, float, float]) -> tuple[float, float, float]:
         mean = sum(colour) / 3
-        return tuple(c + (mean - c) * grey for c in colour)
+        red, green, blue = (c + (mean - c) * grey for c in colour)
+        return red, green, blue
 
     light = Light(
         sky_top=dull(look.sky_top),

@@ -13,7 +13,7 @@ import optax
 
 from segjax.errors import ConfigError
 from segjax.nets.apply import full_size_logits, to_float, train_forward
-from segjax.ops.fourier import amplitude_transfer, amplitude_transfer_bands
+from segjax.ops.fourier import Variant, amplitude_transfer, amplitude_transfer_bands
 from segjax.ops.photometric import color_jitter
 from segjax.ops.pixel_losses import robust_entropy
 from segjax.ops.pseudo_labels import confident_labels
@@ -29,7 +29,7 @@ def make(
     model,
     optimizer: optax.GradientTransformation,
     betas: tuple[float, ...] = (0.01,),
-    variant: str = "centred",
+    variant: Variant = "centred",
     stylized_share: float = 1.0,
     entropy_weight: float = 0.005,
     entropy_eta: float = 2.0,
@@ -99,7 +99,7 @@ def make(
         total = jnp.where(state.step >= entropy_start, entropy_weight, 0.0) * entropy
         metrics = {"loss/entropy": entropy}
         if self_training_weight:
-            label = teacher_label(state, target, target.shape[1:3])
+            label = teacher_label(state, target, (target.shape[1], target.shape[2]))
             ce, parts = supervised(outputs, label, name="loss/self_training")
             total = total + jnp.where(state.step >= self_training_start, self_training_weight, 0.0) * ce
             metrics |= {**parts, "self_training/share": jnp.mean(label != IGNORE, dtype=jnp.float32)}

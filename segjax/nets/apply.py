@@ -24,6 +24,5 @@ def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> 
 def full_size_logits(model, variables, image: Array) -> Array:
     """Logits float32 [B,H,W,K] of a uint8 image [B,H,W,3], up-sampled bilinearly with the network's own corner rule."""
     logits = model.apply(variables, to_float(image), train=False)["logits"]
-    if logits.shape[1:3] == image.shape[1:3]:
-        return logits
-    return bilinear(logits, image.shape[1:3], align_corners=model.align_corners)
+    size = image.shape[1], image.shape[2]
+    return logits if logits.shape[1:3] == size else bilinear(logits, size, align_corners=model.align_corners)

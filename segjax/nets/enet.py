@@ -6,7 +6,7 @@ Source of "torch7": the authors' own release (a slope a channel, biased middle c
 Stage 3 repeats stage 2 without its down-sampling, so the eight bottlenecks of both are one module scanned twice.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -76,7 +76,8 @@ class _Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        inner, shared = self.features // 4, dict(layout=self.layout, relu=self.relu, dtype=self.dtype)
+        inner = self.features // 4
+        shared: dict[str, Any] = dict(layout=self.layout, relu=self.relu, dtype=self.dtype)
         y = _Unit(inner, name="ext_conv1", **shared)(x, train)
         if self.asymmetric:
             if self.layout.tall_first:
@@ -105,7 +106,7 @@ class _Downsampling(nn.Module):
         main, index = max_pool_2x2_with_index(x)
         main = jnp.pad(main, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
         inner = x.shape[-1] // 4 if self.layout.wide_upsampling else self.features // 4
-        shared = dict(layout=self.layout, dtype=self.dtype)
+        shared: dict[str, Any] = dict(layout=self.layout, dtype=self.dtype)
         y = _Unit(inner, kernel_size=(2, 2), stride=2, name="ext_conv1", **shared)(x, train)
         y = _Unit(inner, kernel_size=(3, 3), bias=self.layout.middle_bias, name="ext_conv2", **shared)(y, train)
         y = _Unit(self.features, activate=self.layout.activate_expansion, name="ext_conv3", **shared)(y, train)
@@ -164,7 +165,7 @@ def _scanned(module, length: int):
         module,
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
         length=length,
     )
 
@@ -184,19 +185,19 @@ class ENet(nn.Module):
     def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
         layout, dtype = LAYOUTS[self.layout], self.dtype
         x = image.astype(dtype)
-        full = x.shape[1:3]
+        full = x.shape[1], x.shape[2]
         convolved = Conv(13, (3, 3), 2, padding=1, use_bias=layout.middle_bias, dtype=dtype, name="initial_conv")(x)
         window = layout.initial_pool
         pooled = max_pool(x, window=window, padding=(window - 1) // 2, ceil_mode=window == 2)  # both sizes are ceil(n / 2)
         x = BatchNorm(layout.bn_epsilon, dtype=dtype, name="initial_norm")(jnp.concatenate([convolved, pooled], -1), train)
         x = PReLU(layout.slope_per_channel, name="initial_act")(x)
-        half = x.shape[1:3]
+        half = x.shape[1], x.shape[2]
         x, index1 = _Downsampling(64, layout, 0.01, dtype, name="downsample1_0")(x, train)
-        quarter = x.shape[1:3]
+        quarter = x.shape[1], x.shape[2]
         x, _ = _scanned(_Stage1Block, 4)(layout, dtype, name="stage1")(x, train)
         x, index2 = _Downsampling(128, layout, 0.1, dtype, name="downsample2_0")(x, train)
         x, _ = _scanned(_Section, 2)(layout, dtype, name="stage2_3")(x, train)
-        decoder = dict(dropout=layout.decoder_dropout, relu=layout.decoder_relu, dtype=dtype)
+        decoder: dict[str, Any] = dict(dropout=layout.decoder_dropout, relu=layout.decoder_relu, dtype=dtype)
         x = _Upsampling(64, layout, dtype, name="upsample4_0")(x, index2, quarter, train)
         x = _Bottleneck(64, layout, name="regular4_1", **decoder)(x, train)
         x = _Bottleneck(64, layout, name="regular4_2", **decoder)(x, train)

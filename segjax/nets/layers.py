@@ -4,6 +4,8 @@ Parameters and statistics are float32; `dtype` is the compute dtype. Kernels are
 `kernel[i, j] = torch_weight[:, :, i, j]`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
-        padding = None if self.padding is None else ((self.padding,) * 2, (self.padding,) * 2)
+        padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
         kernel = replicated(kernel.astype(self.dtype))
         y = ops.conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
@@ -84,7 +86,8 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return (x.astype(jnp.float32) * factor + (bias - running_mean.value * factor)).astype(self.dtype)
-        y, mean, var = batch_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+        normalised: Any = batch_norm(x.astype(self.dtype), scale, bias, self.epsilon)  # custom_vjp hides the return type
+        y, mean, var = normalised
         if not self.is_initializing():
             n = x.size // c
             keep = 1 - self.momentum

@@ -6,6 +6,7 @@ block of a stage whose stride became a dilation keeps the previous dilation (`re
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class ResNet(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
         depths = DEPTHS[self.depth] if isinstance(self.depth, int) else tuple(self.depth)
         caffe = self.style == "caffe"
-        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, stride_in_1x1=caffe)
+        shared: dict[str, Any] = dict(kernel_init=self.kernel_init, dtype=self.dtype, stride_in_1x1=caffe)
         stem = Conv(self.width, (7, 7), 2, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(stem(x.astype(self.dtype)), train))
         x = max_pool(x, ceil_mode=caffe)
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
                     Bottleneck,
                     variable_axes={"params": 0, "batch_stats": 0},
                     split_rngs={"params": True},
-                    in_axes=nn.broadcast,
+                    in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
                     length=blocks - 1,
                     unroll=self.unroll,
                 )

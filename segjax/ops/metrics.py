@@ -42,8 +42,8 @@ def confusion_matrix(label: Array, prediction: Array, num_classes: int, *, misse
         ids = jnp.arange(columns)[:, None]
 
         def body(total, block):
-            one_hot = [(x == ids).astype(jnp.bfloat16) for x in block]
-            counts = lax.dot_general(*one_hot, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+            rows, answers = ((x == ids).astype(jnp.bfloat16) for x in block)
+            counts = lax.dot_general(rows, answers, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
             return total + counts.astype(jnp.int32), None
 
         return lax.scan(body, jnp.zeros((columns, columns), jnp.int32), tuple(blocks))[0]

@@ -73,7 +73,7 @@ def upsampled_cross_entropy(
     label: Array,
     *,
     align_corners: bool = False,
-    class_weights: Array | None = None,
+    class_weights: Array | tuple[float, ...] | None = None,
     chunks: int | Literal["auto"] = "auto",
 ) -> tuple[Array, Array]:
     """Cross-entropy at the label's size of bilinearly up-sampled logits: (weighted sum, sum of weights), float32 scalars.
@@ -134,7 +134,7 @@ def _row_blocks(size_in: int, size_out: int, rows: int, align_corners: bool) -> 
     matrix = np.zeros((count * rows, size_in), np.float32)
     matrix[:size_out] = interpolation_matrix(size_in, size_out, align_corners)
     blocks = matrix.reshape(count, rows, size_in)
-    used = blocks.any(axis=1)
+    used = np.any(blocks != 0, axis=1)
     first, last = used.argmax(axis=1), size_in - 1 - used[:, ::-1].argmax(axis=1)
     touched = int((last - first).max()) + 1
     first = np.minimum(first, size_in - touched)

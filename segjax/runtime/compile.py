@@ -40,7 +40,7 @@ class Report:
     @property
     def peak_bytes(self) -> int | None:
         """Arguments + temporaries + the outputs that do not reuse (donated) arguments."""
-        if self.temp_bytes is None:
+        if self.argument_bytes is None or self.temp_bytes is None or self.output_bytes is None or self.alias_bytes is None:
             return None
         return self.argument_bytes + self.temp_bytes + self.output_bytes - self.alias_bytes
 
@@ -48,10 +48,8 @@ class Report:
         parts = [f"{self.flops / 1e9:.3g} GFLOP"]
         if self.bytes_accessed is not None:
             parts.append(f"{_size(self.bytes_accessed)} moved")
-        if self.temp_bytes is not None:
-            parts.append(
-                f"memory a device {_size(self.peak_bytes)} ({_size(self.argument_bytes)} arguments, {_size(self.temp_bytes)} temporary)"
-            )
+        if (peak := self.peak_bytes) is not None and self.argument_bytes is not None and self.temp_bytes is not None:
+            parts.append(f"memory a device {_size(peak)} ({_size(self.argument_bytes)} arguments, {_size(self.temp_bytes)} temporary)")
         times = f"traced in {self.trace_seconds:.1f} s, compiled in {self.compile_seconds:.1f} s"
         return f"step: {', '.join(parts)}; {times}, for {self.devices} device{'s' if self.devices > 1 else ''}"
 
@@ -156,7 +154,8 @@ def enable_cache(directory: str | os.PathLike | None = None) -> pathlib.Path | N
     """
     wanted = directory if directory is not None else os.environ.get("SEGJAX_CACHE")
     if wanted is None:
-        wanted = jax.config.jax_compilation_cache_dir or pathlib.Path.home() / ".cache" / "segjax"
+        already = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]  # jax adds options at run time
+        wanted = already or pathlib.Path.home() / ".cache" / "segjax"
     if not str(wanted):
         return None
     folder = pathlib.Path(wanted).expanduser()

@@ -59,7 +59,7 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the row of `step` and flushes it. Values that are not finite become strings ("nan"), so that the file stays JSON."""
-        if self._file is None:
+        if self._file is None or self._events is None:
             return
         row = {key: float(value) for key, value in metrics.items()}
         try:
@@ -72,7 +72,7 @@ class MetricsWriter:
             self._events.add_scalar(key, value, step)
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._events is not None:
             self._file.close()
             self._events.close()
 
@@ -100,9 +100,9 @@ class Steps:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"),
             )
-            Steps.shown = Progress(*columns, console=_console)
-            self._task = Steps.shown.add_task("train", total=total, completed=start, text="")
-            Steps.shown.start()
+            shown = Steps.shown = Progress(*columns, console=_console)
+            self._task = shown.add_task("train", total=total, completed=start, text="")
+            shown.start()
 
     def __enter__(self) -> "Steps":
         return self

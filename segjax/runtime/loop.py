@@ -67,8 +67,8 @@ def train(
         if start:
             stream, first = _first_batch(batches, start)
         frozen = jax.device_put(frozen, meshes.shard_rules(frozen, mesh))
-        specs = meshes.with_shardings((state, frozen), jax.tree.map(lambda leaf: leaf.sharding, (state, frozen)))
-        compiled, report = compile_step(method, *specs, spec, mesh)
+        state_spec, frozen_spec = meshes.with_shardings((state, frozen), jax.tree.map(lambda leaf: leaf.sharding, (state, frozen)))
+        compiled, report = compile_step(method, state_spec, frozen_spec, spec, mesh)
         meter = Meter(place, saves, clock, start, log_every, stop_on_nan, rows=max(leaf.shape[0] for leaf in spec.values()))
         feed = Prefetch(itertools.chain([first], stream), lambda batch: meshes.put_batch(batch, mesh))
         with contextlib.closing(meter), contextlib.closing(feed), Preemption() as preemption, Steps(start, steps) as progress:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ AXES = ("data", "fsdp")
 Overrides = Sequence[tuple[str, PartitionSpec]]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh of `data` x `fsdp` devices; -1 for `data` takes all that `fsdp` leaves.
 
     The batch is split over both axes, parameters over "fsdp". In one process a mesh smaller than the machine takes its first

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from segjax.errors import ConfigError
 from segjax.runtime.state import path_name
 from segjax.typing import Array
 
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[ArrayLike], Array]
 
 
 def make_schedule(
@@ -46,7 +47,7 @@ def make_schedule(
         shape = left**power if schedule == "poly" else 0.5 * (1 - jnp.cos(jnp.pi * left))
         return (lr - min_lr) * shape + min_lr
 
-    def rate(step: Array) -> Array:
+    def rate(step: ArrayLike) -> Array:
         step = jnp.asarray(step, jnp.int32)
         if not warmup_steps:
             return curve(step)

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,7 +18,7 @@ class Preemption:
 
     def __init__(self):
         self._name: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():

@@ -11,8 +11,7 @@ from segjax.errors import WeightsError
 from segjax.typing import Array, Key
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step changes, as one pytree.
 
     step: int32 scalar, the number of finished steps. key: typed PRNG key, constant; a step draws from `step_key()`.

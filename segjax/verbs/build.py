@@ -145,7 +145,8 @@ def training_data(stage: Stage) -> tuple[Any, Any]:
     for name, part in (("source", source), ("target", target)):
         if part is not None:
             example = part[0]
-            transforms.check_crop(data["crop"], *example["image"].shape[:2], f"{where}.{name} ({example['name']})")
+            height, width = example["image"].shape[:2]
+            transforms.check_crop(data["crop"], height, width, f"{where}.{name} ({example['name']})")
     return source, target
 
 

@@ -7,6 +7,7 @@ import inspect
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -27,6 +28,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(f"{_one_line(error)}; the default is shown by `segjax config show --config={spec}`") from None
     loaded = values["config"].value
+    assert isinstance(loaded, ConfigDict)
     return loaded.lock()
 
 
@@ -55,6 +57,8 @@ def _load_module(path: pathlib.Path, spec: str):
     folder = str(path.resolve().parent)
     name = f"_segjax_config_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"--config={spec}: {path} is no Python file: expected FILE.py[:ARG], e.g. configs/quickstart.py")
     module = importlib.util.module_from_spec(module_spec)
     before = set(sys.modules)
     sys.path.insert(0, folder)
@@ -76,7 +80,8 @@ def _check_key(config: ConfigDict, override: str):
     """ConfigError when the key of `--config.a.b=value` does not exist, with the nearest one that does."""
     flag = override.split("=", 1)[0]
     keys = flag.removeprefix("--noconfig.").removeprefix("--config.").split(".")
-    node, walked = config, "config"
+    node: Any = config
+    walked = "config"
     for key in keys:
         known = list(node.keys()) if isinstance(node, ConfigDict) else []
         if key not in known:

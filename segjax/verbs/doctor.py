@@ -84,7 +84,9 @@ def packages(requirements: list[str]) -> Iterator[Finding]:
     """What segjax requires (one line of versions, or one a problem), then the optional packages that are absent."""
     good = []
     for text in requirements:
-        name, least = re.match(r"([\w.-]+)(?:\[[^]]*\])?(?:>=([\d.]+))?", text).groups()
+        match = re.match(r"([\w.-]+)(?:\[[^]]*\])?(?:>=([\d.]+))?", text)
+        assert match, text  # a requirement begins with a name
+        name, least = match.groups()
         if "extra ==" in text:
             continue
         found = _version(name)

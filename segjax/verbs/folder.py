@@ -36,8 +36,7 @@ def settings(config, stage: build.Stage) -> dict[str, Any]:
 def digest(settings: Mapping[str, Any], datasets: Iterable[Any], start: "str | pathlib.Path") -> str:
     """sha256 over the settings that matter, the data sets' descriptions and the bytes of the weights that a stage starts from."""
     kept = {key: value for key, value in flatten(settings).items() if not _neutral(key)}
-    start = pathlib.Path(start) if str(start) else None
-    weights = safetensors_io.sha256(start) if start is not None and start.is_file() else ""
+    weights = safetensors_io.sha256(start) if pathlib.Path(start).is_file() else ""
     text = json.dumps([kept, [repr(dataset) for dataset in datasets], weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

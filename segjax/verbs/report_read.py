@@ -131,7 +131,7 @@ def _read_score(path: pathlib.Path) -> Score:
         raise DataError(f"{path}: {len(array)} IoU values for {len(classes)} classes: make it again with `segjax evaluate`")
     miou = raw.get("miou")
     mean = float(np.nanmean(array)) if miou is None and np.isfinite(array).any() else float("nan" if miou is None else miou)
-    palette = [tuple(int(v) for v in colour) for colour in raw.get("palette") or []] or _hues(len(classes))
+    palette = [(int(r), int(g), int(b)) for r, g, b in raw.get("palette") or []] or _hues(len(classes))
     confusion = raw.get("confusion")
     return Score(
         name=path.stem,
@@ -152,7 +152,8 @@ def _hues(count: int) -> list[tuple[int, int, int]]:
     """Colours for a data set that names none: evenly spaced hues."""
     import colorsys
 
-    return [tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i / max(count, 1), 0.6, 0.85)) for i in range(count)]
+    colours = (colorsys.hsv_to_rgb(i / max(count, 1), 0.6, 0.85) for i in range(count))
+    return [(int(255 * r), int(255 * g), int(255 * b)) for r, g, b in colours]
 
 
 def _samples(folder: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:

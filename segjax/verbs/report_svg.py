@@ -100,7 +100,7 @@ def _line(line: Series, x, y, raw: bool) -> list[str]:
     parts.append(f'<path class="line" {style} d="{_path(line.steps, shown, x, y)}"/>')
     for i in _thin(len(line.steps), MAX_HOVERS):
         if math.isfinite(shown[i]):
-            text = html.escape(f"{line.label}, step {line.steps[i]}: {number(shown[i])}")
+            text = html.escape(f"{line.label}, step {line.steps[i]}: {number(float(shown[i]))}")
             place = f'cx="{x(line.steps[i]):.1f}" cy="{y(shown[i]):.1f}"'
             dot = f'<circle style="fill:var(--s{line.colour})" r="2.5" {place}/>' if few else ""
             parts.append(f'<g>{dot}<circle class="hit" r="7" {place}><title>{text}</title></circle></g>')

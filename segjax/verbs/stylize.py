@@ -139,7 +139,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 
 @functools.partial(jax.jit, static_argnames=("betas", "variant"))
-def _transfer(source, target, key, *, betas: tuple[float, ...], variant: str):
+def _transfer(source, target, key, *, betas: tuple[float, ...], variant: fourier.Variant):
     """uint8 [B,H,W,3] twice -> uint8. Float values 0..255, clipped, rounded half up (not to even, as jnp.round would)."""
     source, target = source.astype(jnp.float32), target.astype(jnp.float32)
     if len(betas) == 1:
@@ -149,7 +149,7 @@ def _transfer(source, target, key, *, betas: tuple[float, ...], variant: str):
     return jnp.floor(jnp.clip(result, 0, 255) + 0.5).astype(jnp.uint8)
 
 
-def _stylizer(betas: tuple[float, ...], variant: str) -> Callable:
+def _stylizer(betas: tuple[float, ...], variant: fourier.Variant) -> Callable:
     return functools.partial(_transfer, betas=betas, variant=variant)
 
 
@@ -186,9 +186,10 @@ def _loaded(jobs: list[Job], pool, size, ahead: int) -> Iterator[tuple[Job, tupl
 
 def _load(job: Job, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Source and target uint8 [H,W,3] of one size (width, height)."""
-    source, target = (Image.fromarray(read_image(path)) for path in (job.source, job.target))
-    size = size or source.size
-    return tuple(np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in (source, target))
+    images = [Image.fromarray(read_image(path)) for path in (job.source, job.target)]
+    size = size or images[0].size
+    source, target = (np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in images)
+    return source, target
 
 
 def _write(path: pathlib.Path, image: np.ndarray) -> None:

@@ -37,9 +37,9 @@ def add_on_change(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     startup.begin()
     names = build.stage_names(args.config)
-    if not args.stage and len(names) > 1:
+    name = args.stage or (names[0] if len(names) == 1 else "")
+    if not name:
         raise ConfigError(f"this config has the stages {', '.join(names)}: pass --stage=NAME, or run them all with `segjax run`")
-    name = args.stage or names[0]
     done = train_stage(args.config, name, args.workdir, start=_start(args, name), on_change=args.on_change)
     if jax.process_index() == 0:
         print(summary({name: done}))
