@@ -3,7 +3,7 @@
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from segjax.errors import DataError
 
@@ -27,7 +27,7 @@ def read_image(path: "str | pathlib.Path") -> np.ndarray:
             raise Unreadable(f"{path} has mode {image.mode} (more than 8 bits a channel), expected an 8-bit image: convert it to 8 bits")
         try:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # PIL raises whatever a damaged file leads it into
             raise _damaged(path, error) from error
 
 
@@ -46,7 +46,7 @@ def read_label(path: "str | pathlib.Path") -> np.ndarray:
             )
         try:
             return np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # PIL raises whatever a damaged file leads it into
             raise _damaged(path, error) from error
 
 
@@ -55,7 +55,9 @@ def _open(path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError as error:
         raise Unreadable(f"{path} does not exist: check the list file or the folder") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (PermissionError, IsADirectoryError) as error:
+        raise Unreadable(f"{path} cannot be read ({error.strerror}), expected an image file: give read access, or exclude it") from error
+    except Exception as error:
         raise _damaged(path, error) from error
 
 
@@ -68,5 +70,5 @@ def _damaged(path, error: Exception) -> Unreadable:
     elif head.startswith((b"<!doctype", b"<html")):
         why = "it is an HTML page, not an image (a download that needed a login?)"
     else:
-        why = f"{str(error).splitlines()[0]} (damaged or cut off)"
+        why = f"{' '.join(str(error).split())} (damaged or cut off)"
     return Unreadable(f"{path} cannot be read, expected an image of {size} bytes to decode: {why}; download it again or exclude it")

@@ -49,7 +49,11 @@ def read_list(file_list: str, root: str | None = None, labelled: bool = True) ->
         raise DataError(f"{file_list} does not exist, expected a text file of 'image label' lines: check file_list")
     base = pathlib.Path(root) if root else path.parent
     pairs: list[Pair] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file_list} cannot be read as a text file of 'image label' lines ({error}): check file_list") from error
+    for number, line in enumerate(lines, 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -74,7 +78,7 @@ def _index(folder: pathlib.Path, strip: tuple[str, ...], drop: tuple[str, ...], 
     found: dict[str, pathlib.Path] = {}
     second: dict[str, pathlib.Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or (kind == "label" and path.stem.endswith(_OTHER_TAGS)):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir() or (kind == "label" and path.stem.endswith(_OTHER_TAGS)):
             continue
         tag = next((tag for tag in strip if path.stem.endswith(tag)), "")
         key = (path.relative_to(folder).parent / path.stem.removesuffix(tag)).as_posix()

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from segjax.nets.apply import full_size_logits, to_float, train_forward
+from segjax.errors import ConfigError
+from segjax.nets.apply import predictor, target_image, train_forward
 from segjax.nets.layers import BN_MOMENTUM
 from segjax.runtime.state import TrainState
-from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
+from segjax.typing import Batch, Frozen, Key, Method, Metrics
 
 
 def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Method:
@@ -22,12 +23,14 @@ def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Met
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
-        variables = model.init(init_key, to_float(batch["target_image"]), train=False)
+        variables = model.init(init_key, target_image(batch), train=False)
+        if not variables.get("batch_stats"):
+            raise ConfigError(f"adabn moves BatchNorm statistics and {type(model).__name__} has none: choose a network with BatchNorm")
         return TrainState.create(key, variables, nothing)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         del frozen
-        image = to_float(batch["target_image"])
+        image = target_image(batch)
         empty = jax.tree.map(jnp.zeros_like, state.batch_stats)  # from zero, one update leaves BN_MOMENTUM times the batch's own statistics
         _, update = train_forward(model, state.params, empty, image, None)
         share = 1.0 / (state.step + 1)
@@ -35,8 +38,4 @@ def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Met
         change = optax.global_norm(jax.tree.map(jnp.subtract, moved, state.batch_stats))
         return state.replace(step=state.step + 1, batch_stats=moved), {"statistics/change": change}
 
-    def predict(state: TrainState, frozen: Frozen, image: Array) -> Array:
-        del frozen
-        return full_size_logits(model, state.ema_variables, image)
-
-    return Method(init, step, predict)
+    return Method(init, step, predictor(model))

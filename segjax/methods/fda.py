@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from segjax.errors import ConfigError
-from segjax.nets.apply import full_size_logits, to_float, train_forward
+from segjax.nets.apply import predictor, target_image, to_float, train_forward
 from segjax.ops.fourier import Variant, amplitude_transfer, amplitude_transfer_bands
 from segjax.ops.photometric import color_jitter
 from segjax.ops.pixel_losses import robust_entropy
@@ -20,7 +20,7 @@ from segjax.ops.pseudo_labels import confident_labels
 from segjax.ops.resize import bilinear
 from segjax.ops.supervised import supervised_loss
 from segjax.runtime.state import TrainState
-from segjax.runtime.update import apply_gradients, global_norm
+from segjax.runtime.update import descend
 from segjax.typing import IGNORE, Array, Batch, Frozen, Key, Method, Metrics
 
 
@@ -74,7 +74,8 @@ def make(
         return TrainState.create(key, variables, optimizer, ema=ema_decay > 0)
 
     def stylize(source: Array, target: Array, key: Key) -> Array:
-        target = target[jnp.arange(source.shape[0]) % target.shape[0]]
+        if target.shape[0] != source.shape[0]:  # not always: taking rows out of a sharded batch moves it between devices
+            target = target[jnp.arange(source.shape[0]) % target.shape[0]]
         band_key, share_key = jax.random.split(key)
         if len(betas) == 1:
             stylized = amplitude_transfer(source, target, betas[0], variant=variant)
@@ -108,7 +109,7 @@ def make(
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         del frozen
         style_key, jitter_key, dropout_key, target_key = jax.random.split(state.step_key(), 4)
-        target = to_float(batch["target_image"])
+        target = target_image(batch)
         stylized = jittered(jitter_key, stylize(to_float(batch["source_image"]), target, style_key))
 
         def loss(params):
@@ -120,12 +121,6 @@ def make(
                 total, metrics = total + on_target, {**metrics, **more}
             return total, (batch_stats, metrics)
 
-        gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
-        metrics = {**metrics, "gradient_norm": global_norm(gradients)}
-        return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), metrics
+        return descend(state, loss, optimizer, ema_decay)
 
-    def predict(state: TrainState, frozen: Frozen, image: Array) -> Array:
-        del frozen
-        return full_size_logits(model, state.ema_variables, image)
-
-    return Method(init, step, predict)
+    return Method(init, step, predictor(model))

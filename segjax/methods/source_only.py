@@ -3,12 +3,12 @@
 import jax
 import optax
 
-from segjax.nets.apply import full_size_logits, to_float, train_forward
+from segjax.nets.apply import predictor, to_float, train_forward
 from segjax.ops.photometric import color_jitter
 from segjax.ops.supervised import supervised_loss
 from segjax.runtime.state import TrainState
-from segjax.runtime.update import apply_gradients, global_norm
-from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
+from segjax.runtime.update import descend
+from segjax.typing import Batch, Frozen, Key, Method, Metrics
 
 
 def make(
@@ -46,12 +46,6 @@ def make(
             )
             return total, (batch_stats, metrics)
 
-        gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
-        metrics = {**metrics, "gradient_norm": global_norm(gradients)}
-        return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), metrics
+        return descend(state, loss, optimizer, ema_decay)
 
-    def predict(state: TrainState, frozen: Frozen, image: Array) -> Array:
-        del frozen
-        return full_size_logits(model, state.ema_variables, image)
-
-    return Method(init, step, predict)
+    return Method(init, step, predictor(model))

@@ -1,14 +1,24 @@
 """How every method runs a network: in training (statistics and dropout) and for a prediction at the image's own size."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
+from segjax.errors import ConfigError
 from segjax.ops.resize import bilinear
-from segjax.typing import Array, Key
+from segjax.typing import Array, Batch, Frozen, Key, State
 
 
 def to_float(image: Array) -> Array:
     """uint8 image as float32 in [0,1]."""
     return image.astype(jnp.float32) / 255.0
+
+
+def target_image(batch: Batch) -> Array:
+    """The float target images of a batch. ConfigError when the stage's data has none."""
+    if "target_image" not in batch:
+        raise ConfigError(f"the method reads target images, but the batches hold {', '.join(batch)} alone: set data.target of the stage")
+    return to_float(batch["target_image"])
 
 
 def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> tuple[dict[str, Array], dict]:
@@ -26,3 +36,13 @@ def full_size_logits(model, variables, image: Array) -> Array:
     logits = model.apply(variables, to_float(image), train=False)["logits"]
     size = image.shape[1], image.shape[2]
     return logits if logits.shape[1:3] == size else bilinear(logits, size, align_corners=model.align_corners)
+
+
+def predictor(model) -> Callable[[State, Frozen, Array], Array]:
+    """A method's `predict`: full-size logits of the averaged network where the state has one, else of the trained one."""
+
+    def predict(state: State, frozen: Frozen, image: Array) -> Array:
+        del frozen
+        return full_size_logits(model, state.ema_variables, image)
+
+    return predict

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax.errors import ConfigError
 from segjax.nets.layers import replicated
 from segjax.nets.resnet import ResNet
 from segjax.nets.vgg import VGG16
@@ -31,7 +32,7 @@ def normalise(image: Array, kind: str) -> Array:
         return (image - jnp.asarray(IMAGENET_MEAN, image.dtype)) / jnp.asarray(IMAGENET_STD, image.dtype)
     if kind == "none":
         return image
-    raise ValueError(f"normalisation {kind!r}: expected caffe, imagenet or none")
+    raise ConfigError(f"model.normalization={kind!r}: expected caffe, imagenet or none")
 
 
 class AtrousClassifier(nn.Module):
@@ -48,6 +49,8 @@ class AtrousClassifier(nn.Module):
         centred = lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)  # torch's default
         bias = self.param("bias", centred, (len(DILATIONS), self.num_classes))
         n = self.branches
+        if not 1 <= n <= len(DILATIONS):
+            raise ConfigError(f"model.branches={n}: expected 1 to {len(DILATIONS)}, the first so many of the rates {DILATIONS}")
         return atrous_sum(x, replicated(kernel[:n].astype(self.dtype)), bias[:n], DILATIONS[:n]).astype(jnp.float32)
 
 
@@ -78,7 +81,7 @@ class DeepLabV2(nn.Module):
             init = nn.initializers.normal(0.01)  # the family's initial values, replaced by pretrained weights in every paper
             features = ResNet(depth, self.width, kernel_init=init, dtype=self.dtype, name="backbone")(x, train)
         else:
-            raise ValueError(f"backbone {self.backbone!r}: expected resnet50, resnet101 or vgg16")
+            raise ConfigError(f"model.backbone={self.backbone!r}: expected resnet50, resnet101 or vgg16")
         classifier = lambda name: AtrousClassifier(self.num_classes, self.branches, self.dtype, name=name)
         outputs = {"logits": classifier("classifier")(features[-1]), "features": features[-1]}
         if self.multi_level:

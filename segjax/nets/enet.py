@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from segjax.errors import ConfigError
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv, ConvTranspose, PReLU
 from segjax.ops.pooling import max_pool, max_pool_2x2_with_index, max_unpool_2x2
 from segjax.typing import Array
@@ -183,6 +184,8 @@ class ENet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"model.layout={self.layout!r}: expected {' or '.join(LAYOUTS)}")
         layout, dtype = LAYOUTS[self.layout], self.dtype
         x = image.astype(dtype)
         full = x.shape[1], x.shape[2]

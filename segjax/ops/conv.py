@@ -32,7 +32,7 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, paddi
     padding = same_padding((kh, kw), dilation) if padding is None else padding
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         return _product(x[:, ::stride, ::stride], kernel[0, 0])
-    if kh == kw == stride and padding == ((0, 0), (0, 0)):
+    if kh == kw == stride and dilation == 1 and padding == ((0, 0), (0, 0)):
         return _product(_patches(x, stride), kernel.reshape(-1, kernel.shape[-1]))
     return _conv(x, kernel, stride, dilation, padding)
 

@@ -1,5 +1,6 @@
 """The end of every training step: optimizer, EMA teacher, step counter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from segjax.runtime.optim import ema_update
 from segjax.runtime.state import TrainState
+from segjax.typing import Array, Metrics
 
 
 def apply_gradients(
@@ -30,6 +32,10 @@ def apply_gradients(
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, **teacher)
 
 
-def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm over every leaf, float32."""
-    return jnp.asarray(optax.global_norm(tree), jnp.float32)
+def descend(
+    state: TrainState, loss: Callable[[Any], tuple[Array, tuple[Any, Metrics]]], optimizer: optax.GradientTransformation, ema_decay: float
+) -> tuple[TrainState, Metrics]:
+    """One step down the gradient of `loss`, params -> (total, (batch_stats, metrics)): the new state, and metrics with "gradient_norm"."""
+    gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
+    norm = jnp.asarray(optax.global_norm(gradients), jnp.float32)
+    return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), {**metrics, "gradient_norm": norm}

@@ -50,6 +50,12 @@ def claim(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
         lock.unlink(missing_ok=True)
 
 
+def refuse_if_in_use(workdir: pathlib.Path) -> None:
+    """ConfigError when a living run holds the directory. A stale lock is removed."""
+    if (workdir / LOCK).is_file():
+        _give_way_or_remove(workdir / LOCK, socket.gethostname())
+
+
 def _take(lock: pathlib.Path) -> None:
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
     for _ in range(5):

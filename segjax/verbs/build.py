@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from segjax.data import label_spaces, transforms
-from segjax.errors import ConfigError
+from segjax.errors import ConfigError, DataError
+from segjax.runtime import mesh as meshes
 from segjax.runtime import optim
 from segjax.typing import Method
 
@@ -23,6 +24,9 @@ WEIGHT_KEYS = ("weights", "weights_space", "classifier")
 """Keys of a stage's `model` that say what it starts from; the others are the module's attributes."""
 EVALUATE_KEYS = ("size", "split", "upsample", "score")
 """Keys of a stage's `evaluate.NAME` that say how to score; the others are the data set's arguments."""
+
+OPTIONAL_KEYS = ("start_from", "mesh", "keep", "log_every", "checkpoint_every", "evaluate_every")
+"""Keys that a stage may leave out."""
 
 _LINEN = ("parent", "name")  # every Linen module's own fields, no business of a config
 
@@ -107,9 +111,7 @@ def import_string(text: str, where: str) -> Callable:
 def call(function: Callable, arguments: Mapping[str, Any], where: str) -> Any:
     """function(**arguments), where a keyword that it does not take or lacks is a ConfigError with the nearest one."""
     parameters = inspect.signature(function).parameters
-    known = [
-        name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in ("parent", "name")
-    ]
+    known = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in _LINEN]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
             if key not in known:
@@ -124,11 +126,17 @@ def call(function: Callable, arguments: Mapping[str, Any], where: str) -> Any:
 
 
 def dataset(spec: Mapping[str, Any], where: str, *, scored: bool = False) -> Any:
-    """A data set of a config. In an `evaluate` entry (`scored`), keys that steer the scoring reach the maker only if it takes them too."""
+    """A data set of a config. In an `evaluate` entry (`scored`), keys that steer the scoring reach the maker only if it takes them too.
+
+    ConfigError: a key that the maker does not take. DataError: no example.
+    """
     if scored and "make" in spec:
         parameters = inspect.signature(import_string(spec["make"], where)).parameters
         spec = {key: value for key, value in spec.items() if key not in EVALUATE_KEYS or key in parameters}
-    return resolve(spec, where)
+    found = resolve(spec, where)
+    if len(found) == 0:
+        raise DataError(f"{where}: {found!r} is empty, expected at least one example: check its folder, split, length and filters")
+    return found
 
 
 def training_data(stage: Stage) -> tuple[Any, Any]:
@@ -148,6 +156,11 @@ def training_data(stage: Stage) -> tuple[Any, Any]:
             height, width = example["image"].shape[:2]
             transforms.check_crop(data["crop"], height, width, f"{where}.{name} ({example['name']})")
     return source, target
+
+
+def make_mesh(stage: Stage) -> jax.sharding.Mesh:
+    """The devices of a stage. ConfigError when its `mesh` asks for what is not there."""
+    return call(meshes.make_mesh, stage.spec.get("mesh", {}), f"config.stages.{stage.name}.mesh")
 
 
 def check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:
@@ -195,6 +208,9 @@ def _assemble(name: str, seed: int, spec: Mapping[str, Any]) -> Stage:
 
 def _check_spec(spec: Mapping[str, Any], where: str) -> None:
     needed = ("method", "model", "optimizer", "steps", "batch_size", "data", "evaluate")
+    for key in spec:
+        if key not in (*needed, *OPTIONAL_KEYS):
+            raise ConfigError(f"{where}.{key}: a stage has no such key: {_nearest(key, (*needed, *OPTIONAL_KEYS))}")
     missing = [key for key in needed if key not in spec]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}: a stage has {', '.join(needed)}")
@@ -203,7 +219,7 @@ def _check_spec(spec: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}.{key}={spec[key]!r}: expected a whole number, 1 or more")
     data = spec["data"]
     for key, kind in (("crop", int), ("scale", int | float)):
-        value = data.get(key, (1, 1))
+        value = data.get(key, (1, 1) if key == "scale" else "nothing")
         if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(v, kind) and v > 0 for v in value):
             raise ConfigError(f"{where}.data.{key}={value!r}: expected two positive numbers, e.g. (256, 384)")
     if "source" not in data:

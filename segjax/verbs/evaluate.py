@@ -35,7 +35,7 @@ def add_network_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     """Scores and prints one table a data set. DataError, WeightsError or ConfigError names what is missing."""
     network = load(args)
-    mesh = meshes.make_mesh(**network.stage.spec.get("mesh", {}))
+    mesh = build.make_mesh(network.stage)
     scorer = scoring.Scorer(network.stage, network.space, network.first, mesh)
     state = jax.device_put(network.state, meshes.replicated(mesh))
     for trial in scoring.trials(network.stage, args.dataset):

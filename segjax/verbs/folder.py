@@ -27,28 +27,39 @@ _NEUTRAL = {"mesh", "log_every", "checkpoint_every", "evaluate_every", "keep", "
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def settings(config, stage: build.Stage) -> dict[str, Any]:
-    """What config.json holds: the run's name, the stage, the seed and the stage's resolved values."""
-    value = {"name": config.get("name", ""), "stage": stage.name, "seed": stage.seed, **build.plain(stage.spec)}
+def settings(config, stage: build.Stage, datasets: Iterable[Any], start: "str | pathlib.Path") -> dict[str, Any]:
+    """What config.json holds: the run's name, the stage, the seed, the stage's resolved values and what it was made from (`inputs`)."""
+    about = {"name": config.get("name", ""), "stage": stage.name, "seed": stage.seed}
+    value = {**about, **build.plain(stage.spec), "inputs": inputs(datasets, start)}
     return json.loads(json.dumps(value))
 
 
-def digest(settings: Mapping[str, Any], datasets: Iterable[Any], start: "str | pathlib.Path") -> str:
-    """sha256 over the settings that matter, the data sets' descriptions and the bytes of the weights that a stage starts from."""
-    kept = {key: value for key, value in flatten(settings).items() if not _neutral(key)}
+def inputs(datasets: Iterable[Any], start: "str | pathlib.Path") -> dict[str, Any]:
+    """What a stage was made from besides its settings: the data sets' descriptions, and the sha256 of the weights that it starts from."""
     weights = safetensors_io.sha256(start) if pathlib.Path(start).is_file() else ""
-    text = json.dumps([kept, [repr(dataset) for dataset in datasets], weights], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return {"data": [repr(dataset) for dataset in datasets], "weights": weights}
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """sha256 over the settings and inputs that matter."""
+    kept = {key: value for key, value in flatten(settings).items() if not _neutral(key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(place: pathlib.Path, settings: Mapping[str, Any], mesh: jax.sharding.Mesh, *, on_change: str) -> None:
-    """Makes the folder and writes config.json and run.json. ConfigError: not writable, or made with other settings (`on_change`)."""
-    old = read_json(place / CONFIG)
+    """Makes the folder and writes config.json and run.json.
+
+    ConfigError: not writable, in use by another run, or it holds work done with other settings or from other inputs (`on_change`):
+    a stage whose start has been trained anew must not pass off its old checkpoints as the new result.
+    """
+    if jax.process_index() == 0:
+        workdir.refuse_if_in_use(place)
+    old = read_json(place / CONFIG) if (place / "checkpoints").exists() or (place / DONE).exists() else None
     if old is not None and (changes := difference(old, settings)):
         if on_change == "refuse":
             raise ConfigError(
-                f"{place} was made with other settings ({'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}): use another "
-                f"--workdir, or --on-change=continue (go on with the new ones) or --on-change=restart (the old folder is renamed)"
+                f"{place} was made with other settings or inputs ({'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}): use "
+                f"another --workdir, or --on-change=continue (go on with the new ones) or --on-change=restart (the old folder is renamed)"
             )
         if on_change == "restart" and jax.process_index() == 0:
             print(f"{place}: other settings, the old folder is now {_set_aside(place)}", flush=True)
@@ -125,7 +136,10 @@ def _set_aside(place: pathlib.Path) -> pathlib.Path:
     number = 1
     while (aside := place.with_name(f"old{number}-{place.name}")).exists():
         number += 1
-    return place.rename(aside)
+    try:
+        return place.rename(aside)
+    except OSError as error:
+        raise ConfigError(f"{place}: cannot be renamed ({error.strerror}): choose another --workdir") from None
 
 
 def _info(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import jax
 from segjax.data import pipeline
 from segjax.errors import ConfigError
 from segjax.runtime import loop
-from segjax.runtime import mesh as meshes
 from segjax.verbs import build, folder, scores, scoring, startup, variables
 
 ON_CHANGE = ("refuse", "continue", "restart")
@@ -50,21 +49,20 @@ def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path |
     """Trains, scores and exports one stage in the folder `place`; returns what its done.json holds.
 
     start: weights that replace the config's `model.weights`. A finished stage with the same settings and inputs is left alone. Raises the
-    errors of every part before anything is compiled; ConfigError when `place` was made with other settings (`on_change`).
+    errors of every part before anything is compiled; ConfigError when `place` holds work of other settings or inputs (`on_change`).
     """
     stage = build.stage(config, name)
     source, target = build.training_data(stage)
     trials = scoring.trials(stage)
-    settings = folder.settings(config, stage)
-    digest = folder.digest(
-        settings, [source, target, *(trial.dataset for trial in trials)], start or stage.spec["model"].get("weights", "")
-    )
+    datasets = [source, target, *(trial.dataset for trial in trials)]
+    settings = folder.settings(config, stage, datasets, start or stage.spec["model"].get("weights", ""))
+    digest = folder.digest(settings)
     done = folder.read_done(place)
     startup.barrier("looked for done.json")
     if done is not None and done["digest"] == digest:
         print(f"{place}: finished before with the same settings and inputs, nothing to do", flush=True)
         return done
-    mesh = meshes.make_mesh(**stage.spec.get("mesh", {}))
+    mesh = build.make_mesh(stage)
     build.check_batch(stage, mesh)
     folder.prepare(place, settings, mesh, on_change=on_change)
     begin = time.monotonic()

@@ -16,6 +16,7 @@ from segjax.errors import WeightsError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_DIGEST = "segjax_sha256"  # metadata of the files written here: sha256 of the header without it, then of the tensors' bytes
 _CODES = {
     **{
         np.dtype(f"<{kind}{size}"): f"{kind.upper()}{8 * size}"
@@ -98,18 +99,40 @@ def _save(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: dict[str, 
             raise WeightsError(f"{name}: type {array.dtype} cannot be stored as safetensors: cast it to one of {sorted(_CODES.values())}")
         header[name] = {"dtype": _CODES[array.dtype], "shape": list(array.shape), "data_offsets": [start, start + array.nbytes]}
         start += array.nbytes
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    digest = hashlib.sha256(_text(header))
+    for name in order:
+        digest.update(arrays[name].tobytes())
+    text = _text({**header, "__metadata__": {**metadata, _DIGEST: digest.hexdigest()}})
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         file.write(arrays[name].tobytes())
 
 
+def _text(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _verify(path: pathlib.Path) -> None:
+    """WeightsError when a file that carries its sha256 is not what was written. Others (of the package's writer) pass."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        metadata = header.pop("__metadata__", {})
+        expected = metadata.pop(_DIGEST, None)
+        if expected is None:
+            return
+        digest = hashlib.sha256(_text({**header, "__metadata__": metadata} if metadata else header))
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != expected:
+        raise WeightsError(f"{path}: was changed after it was written (sha256): fetch it again, or make it anew")
+
+
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and header metadata of a safetensors file, an index file, or a folder that holds either.
 
     A sharded set (`*.safetensors.index.json`) is read whole; every tensor that the index names must be in the shard that it names.
-    WeightsError: missing, truncated or otherwise unreadable file, index and shards that disagree.
+    WeightsError: missing, truncated or otherwise unreadable file, a bit that flipped since `write`, index and shards that disagree.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -125,7 +148,10 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
 def _read_single(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (not a dict)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = {key: value for key, value in (file.metadata() or {}).items() if key != _DIGEST}
+        _verify(path)
+        return arrays, metadata
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
         raise WeightsError(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.data.files import read_image
 from segjax.data.folders import FolderDataset
 from segjax.errors import DataError
 
@@ -122,8 +123,12 @@ def test_images_that_cannot_be_read(folder):
     for data, match in ((whole[: len(whole) // 2], "cut off"), (b"", "empty"), (b"<!DOCTYPE html><html>login", "HTML page")):
         path.write_bytes(data)
         assert "a0.png" in broken(folder, match)
+    path.write_bytes(whole[:11] + b"\x05" + whole[12:])  # a header shorter than PNG's own: PIL raises ValueError, not its own error
+    assert "a0.png" in broken(folder, "damaged or cut off")
     write(path, np.zeros((12, 20), np.uint16))
     broken(folder, "8-bit image")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_image(folder)
 
 
 def test_grey_rgba_and_rotated_images_become_upright_rgb(folder):
@@ -151,6 +156,9 @@ def test_list_file(folder):
     assert len(FolderDataset(file_list=str(lines), labelled=False)) == 2
     lines.write_text("images/a0.png labels/not-here.png\n")
     assert "label" not in FolderDataset(file_list=str(lines), labelled=False)[0]
+    lines.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(DataError, match="train.txt cannot be read as a text file"):
+        FolderDataset(file_list=str(lines))
     lines.write_text("a b c\n")
     with pytest.raises(DataError, match="train.txt:1 has 3 words"):
         FolderDataset(file_list=str(lines))

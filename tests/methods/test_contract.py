@@ -8,6 +8,7 @@ import pytest
 
 from segjax.errors import ConfigError
 from segjax.methods import adabn, fda, source_only
+from segjax.nets.deeplab import DeepLabV2
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv
 from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import compile_step
@@ -135,6 +136,18 @@ def test_adabn_averages_the_batches_own_statistics(batch):
     var = np.mean([np.asarray(x, np.float64).var((0, 1, 2), ddof=1) for x in convolved], axis=0)
     np.testing.assert_allclose(state.batch_stats["norm1"]["mean"], mean, atol=1e-5)
     np.testing.assert_allclose(state.batch_stats["norm1"]["var"], var, rtol=1e-3)
+
+
+def test_what_a_method_cannot_work_with_is_told(batch):
+    source = {name: value for name, value in batch.items() if name.startswith("source")}
+    for name in ("fda", "adabn"):
+        method = METHODS[name]()
+        state = jax.eval_shape(method.init, jax.random.key(0), batch)
+        with pytest.raises(ConfigError, match="source_image, source_label alone: set data.target"):
+            jax.eval_shape(method.step, state, (), source)
+    plain = adabn.make(model=DeepLabV2(5, backbone="vgg16", vgg_widths=(4,) * 5, vgg_fc=4))
+    with pytest.raises(ConfigError, match="DeepLabV2 has none"):
+        jax.eval_shape(plain.init, jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize(

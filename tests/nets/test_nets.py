@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segjax.errors import ConfigError
 from segjax.nets.deeplab import DeepLabV2
 from segjax.nets.enet import ENet
 
@@ -93,6 +94,20 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_float32(model):
     assert {x.dtype for x in jax.tree.leaves((variables, found, logits, batch_stats))} == {jnp.dtype("float32")}
     text = str(jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables_like, jnp.zeros(image.shape)))
     assert "bf16" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ENet(5, layout="torch"), "model.layout='torch': expected pytorch or torch7"),
+        (DeepLabV2(5, backbone="resnet18"), "model.backbone='resnet18'"),
+        (DeepLabV2(5, normalization="zero"), "model.normalization='zero'"),
+        (DeepLabV2(5, width=4, branches=5), "model.branches=5: expected 1 to 4"),
+    ],
+)
+def test_an_unknown_form_is_told(model, words):
+    with pytest.raises(ConfigError, match=words):
+        spec(model, 32, 32)
 
 
 def test_scanned_stages_hold_stacked_parameters():

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -68,6 +69,7 @@ def test_every_verb_has_one_line_of_help():
         (["config", "show", "--config={file}", "--config.flip=maybe"], ["true or false"]),
         (["config", "show", "--config={file}:huge"], ["unknown variant 'huge'"]),
         (["config", "show", "--config={file}x"], ["there is no file"]),
+        (["config", "show", f"--config={pathlib.Path(__file__).parents[2] / 'LICENSE'}"], ["LICENSE is no Python file"]),
         (["config", "show", "--config={file}", "--key=stages.third"], ["'third'", "first, second"]),
         (["train", "--config={file}", "--stage=first"], ["--workdir"]),
         (["checkpoint", "list", "--workdir=x", "--config.steps=1"], ["no --config=FILE.py"]),

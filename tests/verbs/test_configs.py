@@ -107,6 +107,9 @@ def test_stages_do_not_share_what_an_override_changes():
         ("stages.fda.model.num_classes", 18, errors.ConfigError, ["num_classes=18", "cityscapes19 with 19 classes"]),
         ("stages.fda.data.crop", (500, 64), errors.DataError, ["crop 64x500 is larger than 192x96"]),
         ("stages.fda.data.source.look", "dawn", errors.ConfigError, ["look='dawn'"]),
+        ("stages.fda.checkpoint_evry", 5, errors.ConfigError, ["stages.fda.checkpoint_evry", "did you mean 'checkpoint_every'"]),
+        ("stages.fda.data", {"source": {"make": "segjax.data.procedural:StreetScenes"}}, errors.ConfigError, ["data.crop"]),
+        ("stages.fda.data.target.length", 0, errors.DataError, ["stages.fda.data.target", "is empty"]),
     ],
 )
 def test_a_mistake_is_named_before_a_device_is_touched(path, value, error, words):
@@ -117,6 +120,14 @@ def test_a_mistake_is_named_before_a_device_is_touched(path, value, error, words
         build.stage_names(config)
         build.training_data(build.stage(config, "fda"))
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), caught.value
+
+
+def test_a_mesh_takes_known_axes_alone():
+    config = load("quickstart.py")
+    with config.unlocked():
+        config.stages.fda.mesh.dta = 2
+    with pytest.raises(errors.ConfigError, match="stages.fda.mesh.dta.*did you mean 'data'"):
+        build.make_mesh(build.stage(config, "fda"))
 
 
 def _set(config, path: str, value):

@@ -13,6 +13,7 @@ import pytest
 
 from segjax import cli
 from segjax.errors import Preempted
+from segjax.runtime import workdir
 from segjax.verbs import folder, train
 from segjax.weights import safetensors_io
 
@@ -103,12 +104,43 @@ def test_other_settings_in_the_same_folder(finished, tmp_path, capsys):
     assert folder.read_done(tmp_path / "03-fda")["digest"] != folder.read_done(finished.workdir / "03-fda")["digest"]
 
 
-def test_other_start_weights_count_as_other_inputs(finished):
-    settings = folder.read_json(finished.workdir / "02-adabn/config.json")
-    weights = [finished.workdir / stage / folder.WEIGHTS for stage in STAGES]
-    assert folder.digest(settings, ["data"], weights[0]) == folder.digest(settings, ["data"], weights[0])
-    assert folder.digest(settings, ["data"], weights[0]) != folder.digest(settings, ["data"], weights[2])
-    assert folder.digest(settings, ["data"], weights[0]) != folder.digest(settings, ["other data"], weights[0])
+def test_a_start_that_was_trained_anew_does_not_pass_off_old_checkpoints(finished, tmp_path, capsys):
+    for stage in ("01-source_only", "02-adabn"):
+        shutil.copytree(finished.workdir / stage, tmp_path / stage)
+    arrays, metadata = safetensors_io.read(tmp_path / "01-source_only" / folder.WEIGHTS)
+    changed = {name: value + 0.01 if name.endswith("conv/kernel") else value for name, value in arrays.items()}
+    safetensors_io.write(tmp_path / "01-source_only" / folder.WEIGHTS, changed, metadata)
+    argv = ["train", f"--config={finished.config}", "--stage=adabn", f"--workdir={tmp_path / '02-adabn'}"]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "inputs.weights" in error and "--on-change=restart" in error and error.count("\n") == 1
+    assert cli.main([*argv, "--on-change=restart"]) == 0
+    after, _ = safetensors_io.read(tmp_path / "02-adabn" / folder.WEIGHTS)
+    assert all((value == after[name]).all() for name, value in changed.items() if name.startswith("params/"))
+
+
+def test_inputs_are_the_data_and_the_weights_bytes(finished):
+    first, last = (folder.inputs(["data"], finished.workdir / stage / folder.WEIGHTS) for stage in (STAGES[0], STAGES[2]))
+    assert first["data"] == last["data"] and first["weights"] != last["weights"]
+    assert folder.digest({"inputs": first, "keep": 3}) == folder.digest({"inputs": first, "keep": 4})
+    assert folder.digest({"inputs": first}) != folder.digest({"inputs": last})
+
+
+def test_a_folder_in_use_is_left_alone(finished, tmp_path, capsys):
+    shutil.copytree(finished.workdir / "01-source_only", tmp_path / "01-source_only")
+    argv = ["train", f"--config={finished.config}", "--stage=source_only", f"--workdir={tmp_path / '01-source_only'}"]
+    with workdir.claim(tmp_path / "01-source_only"):
+        assert cli.main([*argv, "--config.stages.source_only.optimizer.lr=0.5", "--on-change=restart"]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert folder.read_done(tmp_path / "01-source_only") is not None
+
+
+def test_a_mistake_that_stopped_before_the_first_save_can_be_mended(tiny_config, tmp_path, monkeypatch):
+    argv = ["train", f"--config={tiny_config}", "--stage=source_only", f"--workdir={tmp_path / 'out'}"]
+    assert cli.main([*argv, "--config.stages.source_only.model.weights=none.safetensors"]) == 4
+    trained = []
+    monkeypatch.setattr(train.loop, "train", lambda *args, **kwargs: trained.append(1) or (_ for _ in ()).throw(Preempted("here")))
+    assert cli.main(argv) == 75 and trained
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_round_trip_is_exact_and_repeatable(tmp_path):
 def test_the_bytes_are_fixed(tmp_path):
     path = tmp_path / "w.safetensors"  # in another process too: nothing in the file may follow a per-process hash seed
     io.write(path, {"b": np.arange(3, dtype=np.float32), "a": np.array([True])}, {"z": "1", "y": "2", "x": "3", "w": "4"})
-    assert io.sha256(path) == "a384e158c1eee2612e2844d175065044d3dada4414bffb6653a4873382f0f75f"
+    assert io.sha256(path) == "0741bd3c3dbdc7f0fa239212e75de16614b047875c67404510546dcc098f705b"
     with pytest.raises(WeightsError, match="x: type complex64"):
         io.write(path, {"x": np.zeros(2, np.complex64)})
 
@@ -93,6 +93,17 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         path.write_bytes(bad)
         with pytest.raises(WeightsError, match=rf"w\.safetensors: not a complete safetensors file \({len(bad)} bytes"):
             io.read(path)
+    for place in range(8, len(data), 7):  # past the length: names, shapes, metadata, tensors
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            arrays, metadata = io.read(path)
+        except WeightsError:
+            continue
+        assert {name: value.tobytes() for name, value in arrays.items()} == {name: value.tobytes() for name, value in ARRAYS.items()}, place
+        assert len(metadata) == 1, place  # the one place that goes unseen is the name of the check itself
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
+    with pytest.raises(WeightsError, match=r"w\.safetensors: was changed after it was written \(sha256\)"):
+        io.read(path)
     with pytest.raises(WeightsError, match="no such weights file"):
         io.read(tmp_path / "absent.safetensors")
     with pytest.raises(WeightsError, match="holds neither"):
