@@ -101,7 +101,7 @@ class Checkpoints:
                 _compare(self.directory / str(candidate), manifest["leaves"], _leaves(abstract_state))
                 with ocp.StandardCheckpointer() as reader:
                     state = reader.restore(self.directory / str(candidate) / "state", abstract_state)
-            except Misfit:
+            except (Misfit, MemoryError, jax.errors.JaxRuntimeError):  # the files are good; too little memory, say, is no damage
                 raise
             except Exception as error:
                 if step is not None:

@@ -70,7 +70,8 @@ def load(args: argparse.Namespace) -> Network:
     place = folder.of_stage(args.workdir, stage.name) or args.workdir
     if args.weights is not None:
         return _from_file(stage, args.weights, args.workdir)
-    if (place / folder.WEIGHTS).is_file():
+    # Without done.json beside checkpoints, exported weights are those of an earlier run in a folder that trains on.
+    if (place / folder.WEIGHTS).is_file() and (folder.read_done(place) is not None or not (place / "checkpoints").is_dir()):
         return _from_file(stage, place / folder.WEIGHTS, place)
     return _from_checkpoint(stage, place)
 

@@ -62,6 +62,9 @@ def trials(stage: build.Stage, only: str = "") -> list[Trial]:
 
 
 def _trial(name: str, spec: Mapping[str, Any], where: str) -> Trial:
+    size = spec.get("size") or None
+    if size is not None and (not isinstance(size, tuple) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size)):
+        raise ConfigError(f"{where}.size={size!r}: expected (height, width) in pixels, e.g. (512, 1024)")
     data = build.dataset(spec, where, scored=True)
     if not data.labelled:
         raise DataError(f"{where}: {data!r} has no labels, so it cannot be scored")
@@ -71,7 +74,7 @@ def _trial(name: str, spec: Mapping[str, Any], where: str) -> Trial:
     headline = spec.get("score", "") or f"mIoU{data.label_space.num_classes}"
     if headline not in subsets(data.label_space):
         raise ConfigError(f"{where}.score={headline!r}: {data.label_space.name} has {', '.join(subsets(data.label_space))}")
-    return Trial(name, spec.get("split", "val"), data, tuple(spec["size"]) if spec.get("size") else None, upsample, headline)
+    return Trial(name, spec.get("split", "val"), data, size, upsample, headline)
 
 
 def subsets(space: label_spaces.LabelSpace) -> dict[str, list[int]]:

@@ -148,6 +148,6 @@ def _start(args: argparse.Namespace, name: str) -> pathlib.Path | None:
     if not before:
         return None
     place = folder.of_stage(args.workdir.absolute().parent, before)
-    if place is None or not (place / folder.WEIGHTS).is_file():
+    if place is None or folder.read_done(place) is None:
         raise ConfigError(f"stage {name} starts from {before}, but no finished {before} lies beside {args.workdir}: pass --start=PATH")
     return place / folder.WEIGHTS

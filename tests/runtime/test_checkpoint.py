@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from segjax.errors import ConfigError, SegjaxError, WeightsError
@@ -132,6 +133,17 @@ def test_the_run_goes_on_after_a_fall_back(two, capsys):
     saves.save(2, state_at(2))
     saves.wait()
     assert saves.steps() == [2] and equal(saves.restore(abstract(state_at(0)))[0], state_at(2))
+
+
+def test_too_little_memory_is_not_damage(two, monkeypatch):
+    def full(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", full)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        two.restore(abstract(state_at(0)))
+    monkeypatch.undo()
+    assert two.restore(abstract(state_at(0)))[1] == 2
 
 
 def test_all_damaged_or_none(two, tmp_path):

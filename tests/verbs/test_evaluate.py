@@ -18,7 +18,7 @@ from segjax.data.dataset import Dataset
 from segjax.errors import ConfigError
 from segjax.runtime import mesh as meshes
 from segjax.typing import IGNORE, Method
-from segjax.verbs import build, scores, scoring
+from segjax.verbs import build, folder, scores, scoring
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -142,6 +142,13 @@ def test_evaluate_equals_what_training_wrote(finished, tmp_path, capsys):
     assert from_checkpoint["confusion"] == before["confusion"] and from_checkpoint["weights"] == "checkpoints/4"
 
 
+def test_exported_weights_of_a_folder_that_trains_on_are_not_taken_for_the_newest(finished, tmp_path):
+    shutil.copytree(finished.workdir / "03-fda", tmp_path / "03-fda")
+    (tmp_path / "03-fda" / folder.DONE).unlink()
+    assert cli.main(["evaluate", f"--config={finished.config}", f"--workdir={tmp_path}", "--dataset=dusk"]) == 0
+    assert json.loads((tmp_path / "03-fda/eval/dusk-val.json").read_text())["weights"] == "checkpoints/4"
+
+
 def test_weights_of_one_stage_through_another(finished, tmp_path):
     weights = finished.workdir / "02-adabn/weights.safetensors"
     argv = ["evaluate", f"--config={finished.config}", "--stage=source_only", f"--weights={weights}", f"--workdir={tmp_path}"]
@@ -169,7 +176,7 @@ def test_mistakes(changes, code, words, finished, tmp_path, capsys):
 
 def test_wrong_scoring_keys():
     spec = {"make": "segjax.data.procedural:StreetScenes", "size": (32, 64), "length": 1}
-    for key, value in (("upsample", "nearest"), ("score", "mIoU11")):
+    for key, value in (("upsample", "nearest"), ("score", "mIoU11"), ("size", 512), ("size", (0, 64))):
         broken = build.Stage("any", 0, {"evaluate": {"dusk": {**spec, key: value}}}, None, None)
         with pytest.raises(ConfigError, match=f"evaluate.dusk.{key}"):
             scoring.trials(broken)
