@@ -17,6 +17,7 @@ from segjax.errors import ConfigError, DataError
 from segjax.ops import resize
 from segjax.typing import IGNORE
 from segjax.verbs import evaluate, folder
+from segjax.verbs.arguments import parse_size
 
 IDS = ("trainId", "labelId", "color")
 
@@ -27,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="default: predictions/ in the stage's folder")
     parser.add_argument("--ids", choices=IDS, default="trainId", help="what the PNGs hold")
     parser.add_argument(
-        "--size", default="", metavar="HxW", help="resize photographs to this first, e.g. 512x1024; default: their own size"
+        "--size", default="", metavar="WxH", help="resize photographs to this first, e.g. 1024x512; default: their own size"
     )
     parser.add_argument("--no-overlay", action="store_true", help="label PNGs only")
 
 
 def run(args: argparse.Namespace) -> int:
     """Predicts every photograph. DataError: nothing found, a damaged file. ConfigError: ids that the label space lacks."""
-    size = _size(args.size)
+    size = parse_size(args.size)
     network = evaluate.load(args)
     encode = _encoder(args.ids, network.space)
     images = _images(args.input)
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     state = jax.device_put(network.state)
     table = np.concatenate([np.full(network.first, IGNORE, np.uint8), np.arange(network.space.num_classes, dtype=np.uint8)])
     for name, image in images:
-        fed = image if size is None else transforms.resize_image(image, size)
+        fed = image if size is None else transforms.resize_image(image, (size[1], size[0]))
         label = answer(state, fed[None])
         label = table[np.asarray(resize.nearest(label, image.shape[:2])[0])]
         place = (output / name).with_suffix(".png")
@@ -79,12 +80,3 @@ def _encoder(ids: str, space: label_spaces.LabelSpace):
     table = np.full(256, IGNORE, np.uint8)
     table[: space.num_classes] = label_spaces.mapping(space, cityscapes)
     return lambda label: label_spaces.encode_labelid(table[label])
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--size={text}: expected HEIGHTxWIDTH, e.g. 512x1024")
-    return int(parts[0]), int(parts[1])

@@ -28,6 +28,7 @@ from segjax.data.pairing import IMAGE_SUFFIXES
 from segjax.errors import ConfigError, DataError
 from segjax.ops import fourier
 from segjax.runtime import compile as compiler
+from segjax.verbs.arguments import parse_size
 from segjax.verbs.progress import progress
 
 
@@ -126,16 +127,6 @@ def parse_betas(text: str) -> tuple[float, ...]:
     if not all(0.0 <= beta <= 0.5 for beta in betas):
         raise ConfigError(f"--beta={text}: each must lie in 0..0.5 (the paper uses 0.01, 0.05 and 0.09)")
     return betas
-
-
-def parse_size(text: str) -> tuple[int, int] | None:
-    """'1024x512' -> (1024, 512), width first; '' -> None."""
-    if not text:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--size={text}: expected WIDTHxHEIGHT in pixels, e.g. 1024x512")
-    return int(parts[0]), int(parts[1])
 
 
 @functools.partial(jax.jit, static_argnames=("betas", "variant"))

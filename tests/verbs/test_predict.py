@@ -64,8 +64,11 @@ def test_own_sizes_and_a_single_file(finished, photographs, tmp_path):
     for name, size in (("a.png", (50, 37)), ("sub/b.jpg", (64, 32))):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         image.resize(size).convert("L" if name == "a.png" else "RGB").save(tmp_path / "in" / name)
-    assert run(finished, tmp_path / "in", tmp_path / "out", "--size=32x64") == 0
+    assert run(finished, tmp_path / "in", tmp_path / "out", "--size=64x32") == 0
     assert Image.open(tmp_path / "out/a.png").size == (50, 37) and Image.open(tmp_path / "out/sub/b.png").size == (64, 32)
+    assert run(finished, tmp_path / "in/sub/b.jpg", tmp_path / "same") == 0
+    same = [np.asarray(Image.open(path)) for path in (tmp_path / "out/sub/b.png", tmp_path / "same/b.png")]
+    assert (same[0] == same[1]).all()  # --size is width first: a picture of that size is fed as it is
     assert run(finished, tmp_path / "in/a.png", tmp_path / "one") == 0
     assert Image.open(tmp_path / "one/a.png").size == (50, 37)
 
@@ -76,7 +79,7 @@ def test_own_sizes_and_a_single_file(finished, photographs, tmp_path):
         (("--input={tmp}/none",), 3, ["none", "no such file or folder"]),
         (("--input={tmp}/empty",), 3, ["empty"]),
         (("--input={tmp}/bad.png",), 3, ["bad.png"]),
-        (("--size=32",), 2, ["--size=32", "HEIGHTxWIDTH"]),
+        (("--size=32",), 2, ["--size=32", "WIDTHxHEIGHT"]),
         (("--ids=ids",), 2, ["--ids"]),
         (("--output={tmp}/bad.png/out",), 2, ["cannot be written"]),
     ],
