@@ -51,6 +51,8 @@ def training_batches(
     """
     if not 0 < scale[0] <= scale[1]:
         raise ConfigError(f"data.scale={tuple(scale)} is not a range, expected 0 < lowest <= highest, e.g. (0.5, 1.5)")
+    if workers < 0:
+        raise ConfigError(f"data.workers={workers}: expected 0 (threads of this process) or a number of processes")
     if "label" not in _first(source, crop):
         raise DataError(f"{source!r} has no labels, but a source must be labelled: set its labels folder, or use it as the target")
     knobs: dict[str, Any] = dict(crop=tuple(crop), scale=tuple(scale), flip=flip)

@@ -61,6 +61,9 @@ def make(
     self_training_start the cross-entropy of the (jittered) target against labels that the averaged network gives the clean target,
     where its probability reaches self_training_threshold: the paper's self-supervised stage made online, without its files and rounds.
     """
+    for name, share in {"stylized_share": stylized_share, "self_training_threshold": self_training_threshold}.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"method.{name}={share}: expected 0 to 1")
     uses_target = entropy_weight > 0 or self_training_weight > 0
     if statistics not in ("joint", "target") or (statistics == "target" and not uses_target):
         raise ConfigError(f"method.statistics={statistics!r}: expected 'joint', or 'target' with entropy or self-training above 0")

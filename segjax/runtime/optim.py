@@ -33,6 +33,8 @@ def make_schedule(
     warmup "delayed" (DiGA): lr (r + (1 - r) i/W) while i < W, then the curve at i - W; N does not shrink.
     i is held at N. 1 - i/N is computed as (N - i)/N so that the last steps keep their digits in float32.
     """
+    if lr < 0:
+        raise ConfigError(f"optimizer.lr={lr}: expected 0 or more")
     if schedule not in ("poly", "constant", "cosine"):
         raise ConfigError(f"optimizer.schedule={schedule!r}: expected poly, constant or cosine")
     if warmup not in ("scaled", "delayed"):

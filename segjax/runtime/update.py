@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from segjax.errors import ConfigError
 from segjax.runtime.optim import ema_update
 from segjax.runtime.state import TrainState
 from segjax.typing import Array, Metrics
@@ -21,6 +22,8 @@ def apply_gradients(
     every UDA code has it). Its BatchNorm statistics follow by the same rule; the released UDA codes leave them to the teacher's
     own train-mode passes.
     """
+    if not 0 <= ema_decay <= 1:
+        raise ConfigError(f"method.ema_decay={ema_decay}: expected 0 (no average) to 1")
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher = {}

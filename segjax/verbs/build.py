@@ -72,7 +72,10 @@ def stage(config, name: str) -> Stage:
     """Builds one stage's network and method. ConfigError names the key that is wrong."""
     if name not in config.stages:
         raise ConfigError(f"unknown stage {name!r}: {_nearest(name, config.stages)}")
-    return _assemble(name, int(config.get("seed", 0)), plain(config.stages[name]))
+    seed = config.get("seed", 0)
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"config.seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
+    return _assemble(name, seed, plain(config.stages[name]))
 
 
 def plain(value: Any) -> Any:

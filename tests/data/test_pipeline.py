@@ -166,6 +166,8 @@ def test_errors_come_before_the_first_batch():
         training_batches(Coded(3), process_count=3, **options)
     with pytest.raises(ConfigError, match="scale"):
         training_batches(Coded(3), scale=(2, 1), **options)
+    with pytest.raises(ConfigError, match="data.workers=-1"):
+        training_batches(Coded(3), workers=-1, **options)
     with pytest.raises(DataError, match="is empty"):
         evaluation_batches(Coded(0), batch_size=2)
 

@@ -145,13 +145,23 @@ def test_what_a_method_cannot_work_with_is_told(batch):
         state = jax.eval_shape(method.init, jax.random.key(0), batch)
         with pytest.raises(ConfigError, match="source_image, source_label alone: set data.target"):
             jax.eval_shape(method.step, state, (), source)
+    averaged = source_only.make(model=Tiny(), optimizer=optimizer(), ema_decay=1.5)
+    with pytest.raises(ConfigError, match="ema_decay=1.5"):
+        jax.eval_shape(averaged.step, jax.eval_shape(averaged.init, jax.random.key(0), batch), (), batch)
     plain = adabn.make(model=DeepLabV2(5, backbone="vgg16", vgg_widths=(4,) * 5, vgg_fc=4))
     with pytest.raises(ConfigError, match="DeepLabV2 has none"):
         jax.eval_shape(plain.init, jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize(
-    "options", [{"statistics": "source"}, {"statistics": "target", "entropy_weight": 0.0}, {"self_training_weight": 1.0}]
+    "options",
+    [
+        {"statistics": "source"},
+        {"statistics": "target", "entropy_weight": 0.0},
+        {"self_training_weight": 1.0},
+        {"stylized_share": -0.5},
+        {"self_training_threshold": 2.0},
+    ],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError, match="method"):

@@ -107,6 +107,8 @@ def test_stages_do_not_share_what_an_override_changes():
         ("stages.fda.model.num_classes", 18, errors.ConfigError, ["num_classes=18", "cityscapes19 with 19 classes"]),
         ("stages.fda.data.crop", (500, 64), errors.DataError, ["crop 64x500 is larger than 192x96"]),
         ("stages.fda.data.source.look", "dawn", errors.ConfigError, ["look='dawn'"]),
+        ("seed", -1, errors.ConfigError, ["config.seed=-1"]),
+        ("stages.fda.optimizer.lr", -0.1, errors.ConfigError, ["optimizer.lr=-0.1"]),
         ("stages.fda.checkpoint_evry", 5, errors.ConfigError, ["stages.fda.checkpoint_evry", "did you mean 'checkpoint_every'"]),
         ("stages.fda.data", {"source": {"make": "segjax.data.procedural:StreetScenes"}}, errors.ConfigError, ["data.crop"]),
         ("stages.fda.data.target.length", 0, errors.DataError, ["stages.fda.data.target", "is empty"]),
