@@ -12,12 +12,13 @@ FOLDERS, STREET_SCENES = "segjax.data.folders:FolderDataset", "segjax.data.proce
 
 def source_only(**changes: Any) -> dict[str, Any]:
     """The method `source_only` with every knob that an override may reach."""
-    return {"make": SOURCE_ONLY, "jitter": 0.0, "ema_decay": 0.0, **changes}
+    return {"make": SOURCE_ONLY, "jitter": 0.0, "ema_decay": 0.0, "accumulate": 1, **changes}
 
 
 def fda(**changes: Any) -> dict[str, Any]:
     """The method `fda` with every knob that an override may reach; the paper's values are in configs/fda.py."""
     knobs = {"betas": (0.01,), "variant": "centred", "stylized_share": 1.0, "statistics": "joint", "jitter": 0.0, "ema_decay": 0.0}
+    knobs |= {"accumulate": 1}
     knobs |= {"entropy_weight": 0.005, "entropy_eta": 2.0, "entropy_start": 0}
     knobs |= {"self_training_weight": 0.0, "self_training_start": 0, "self_training_threshold": 0.9}
     return {"make": FDA, **knobs, **changes}

@@ -11,6 +11,8 @@ Batch: TypeAlias = dict[str, Array]
 `target_label`."""
 Metrics: TypeAlias = dict[str, Array]
 """Flat dict `"loss/ce" -> float32 scalar`."""
+Terms: TypeAlias = dict[str, tuple[Array, Array]]
+"""The parts of a loss, `"loss/ce" -> (sum, weight)`, float32 scalars: the loss adds sum / weight of each, over the whole batch."""
 State: TypeAlias = Any
 """A method's own flax.struct dataclass. The loop reads `state.step` alone."""
 Frozen: TypeAlias = Any

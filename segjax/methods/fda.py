@@ -18,10 +18,10 @@ from segjax.ops.photometric import color_jitter
 from segjax.ops.pixel_losses import robust_entropy
 from segjax.ops.pseudo_labels import confident_labels
 from segjax.ops.resize import bilinear
-from segjax.ops.supervised import supervised_loss
+from segjax.ops.supervised import supervised_terms
 from segjax.runtime.state import TrainState
 from segjax.runtime.update import descend
-from segjax.typing import IGNORE, Array, Batch, Frozen, Key, Method, Metrics
+from segjax.typing import IGNORE, Array, Batch, Frozen, Key, Method, Metrics, Terms
 
 
 def make(
@@ -43,6 +43,7 @@ def make(
     class_weights: tuple[float, ...] | None = None,
     jitter: float = 0.0,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> Method:
     """Stylized source with cross-entropy, target with robust entropy.
 
@@ -51,6 +52,8 @@ def make(
     or "corner" as the released training code (-b..b-1). entropy_weight, entropy_eta: lambda_ent and eta. entropy_start: first step
     with entropy (the code's switch2entropy). entropy_normalizer: divisor of the entropy, ln(num_classes) by default; the code's is
     2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab.
+
+    accumulate: parts that a batch is worked off in, for the memory of one (`runtime.update.descend`).
 
     The target passes through the network in training mode, after the source, so its statistics enter the running BatchNorm ones, as
     in the code (statistics="joint"); "target" keeps the target's alone. With neither entropy nor self-training the target is read
@@ -69,7 +72,7 @@ def make(
         raise ConfigError(f"method.statistics={statistics!r}: expected 'joint', or 'target' with entropy or self-training above 0")
     if self_training_weight > 0 and not ema_decay > 0:
         raise ConfigError("method.self_training_weight > 0 needs the averaged network that labels the target: set method.ema_decay=0.99")
-    supervised = functools.partial(supervised_loss, align_corners=model.align_corners, aux_weight=aux_weight)
+    supervised = functools.partial(supervised_terms, align_corners=model.align_corners, aux_weight=aux_weight)
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
@@ -96,34 +99,39 @@ def make(
         outputs, _ = train_forward(model, state.ema_params, state.ema_batch_stats, target, None)  # the batch's own statistics, no dropout
         return confident_labels(bilinear(outputs["logits"], size, align_corners=model.align_corners), self_training_threshold)
 
-    def target_loss(params, state: TrainState, batch_stats, target: Array, key: Key) -> tuple[Array, dict, Metrics]:
-        jitter_key, dropout_key = jax.random.split(key)
-        outputs, batch_stats = train_forward(model, params, batch_stats, jittered(jitter_key, target), dropout_key)
-        entropy = jnp.mean(robust_entropy(outputs["logits"], eta=entropy_eta, normalizer=entropy_normalizer))
-        total = jnp.where(state.step >= entropy_start, entropy_weight, 0.0) * entropy
-        metrics = {"loss/entropy": entropy}
+    def target_terms(outputs: dict[str, Array], part: dict[str, Array], step: Array) -> Terms:
+        entropy = robust_entropy(outputs["logits"], eta=entropy_eta, normalizer=entropy_normalizer)
+        weight = jnp.where(step >= entropy_start, entropy_weight, 0.0)
+        terms = {"loss/entropy": (weight * jnp.sum(entropy), jnp.asarray(entropy.size, jnp.float32))}
         if self_training_weight:
-            label = teacher_label(state, target, (target.shape[1], target.shape[2]))
-            ce, parts = supervised(outputs, label, name="loss/self_training")
-            total = total + jnp.where(state.step >= self_training_start, self_training_weight, 0.0) * ce
-            metrics |= {**parts, "self_training/share": jnp.mean(label != IGNORE, dtype=jnp.float32)}
-        return total, batch_stats, metrics
+            weight = jnp.where(step >= self_training_start, self_training_weight, 0.0)
+            terms |= supervised(outputs, part["target_label"], name="loss/self_training", weight=weight)
+        return terms
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         del frozen
-        style_key, jitter_key, dropout_key, target_key = jax.random.split(state.step_key(), 4)
+        style_key, source_jitter, target_jitter, dropout_key = jax.random.split(state.step_key(), 4)
         target = target_image(batch)
-        stylized = jittered(jitter_key, stylize(to_float(batch["source_image"]), target, style_key))
+        stylized = jittered(source_jitter, stylize(to_float(batch["source_image"]), target, style_key))
+        inputs = {"source": stylized, "source_label": batch["source_label"]}
+        if uses_target:
+            inputs["target"] = jittered(target_jitter, target)
+        share = {}
+        if self_training_weight:
+            inputs["target_label"] = teacher_label(state, target, (target.shape[1], target.shape[2]))
+            share = {"self_training/share": jnp.mean(inputs["target_label"] != IGNORE, dtype=jnp.float32)}
 
-        def loss(params):
-            outputs, batch_stats = train_forward(model, params, state.batch_stats, stylized, dropout_key)
-            total, metrics = supervised(outputs, batch["source_label"], class_weights=class_weights)
-            if uses_target:
-                before = batch_stats if statistics == "joint" else state.batch_stats
-                on_target, batch_stats, more = target_loss(params, state, before, target, target_key)
-                total, metrics = total + on_target, {**metrics, **more}
-            return total, (batch_stats, metrics)
+        def terms(params, part, batch_stats, key):
+            source_key, target_key = jax.random.split(key)
+            outputs, after_source = train_forward(model, params, batch_stats, part["source"], source_key)
+            found = supervised(outputs, part["source_label"], class_weights=class_weights)
+            if not uses_target:
+                return found, after_source
+            before = after_source if statistics == "joint" else batch_stats
+            outputs, batch_stats = train_forward(model, params, before, part["target"], target_key)
+            return found | target_terms(outputs, part, state.step), batch_stats
 
-        return descend(state, loss, optimizer, ema_decay)
+        state, metrics = descend(state, terms, inputs, optimizer, key=dropout_key, ema_decay=ema_decay, accumulate=accumulate)
+        return state, metrics | share
 
     return Method(init, step, predictor(model))

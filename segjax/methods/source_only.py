@@ -1,11 +1,13 @@
 """Supervised training on the source alone: the baseline that every adaptation must beat."""
 
+import functools
+
 import jax
 import optax
 
 from segjax.nets.apply import predictor, to_float, train_forward
 from segjax.ops.photometric import color_jitter
-from segjax.ops.supervised import supervised_loss
+from segjax.ops.supervised import supervised_terms
 from segjax.runtime.state import TrainState
 from segjax.runtime.update import descend
 from segjax.typing import Batch, Frozen, Key, Method, Metrics
@@ -19,13 +21,16 @@ def make(
     class_weights: tuple[float, ...] | None = None,
     jitter: float = 0.0,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> Method:
     """Cross-entropy on source images.
 
     aux_weight: weight of the auxiliary head's cross-entropy, where the network has one. class_weights: one a class; the loss is
     then the weighted mean. jitter: strength of the photometric jitter (brightness, contrast and saturation +-jitter, hue
-    +-jitter/4, every image), 0 for none. ema_decay: > 0 predicts with an exponential moving average of the weights.
+    +-jitter/4, every image), 0 for none. ema_decay: > 0 predicts with an exponential moving average of the weights. accumulate: parts that
+    a batch is worked off in, for the memory of one (`runtime.update.descend`).
     """
+    supervised = functools.partial(supervised_terms, align_corners=model.align_corners, aux_weight=aux_weight, class_weights=class_weights)
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
@@ -39,13 +44,11 @@ def make(
         if jitter:
             image = color_jitter(jitter_key, image, brightness=jitter, contrast=jitter, saturation=jitter, hue=jitter / 4)
 
-        def loss(params):
-            outputs, batch_stats = train_forward(model, params, state.batch_stats, image, dropout_key)
-            total, metrics = supervised_loss(
-                outputs, batch["source_label"], align_corners=model.align_corners, aux_weight=aux_weight, class_weights=class_weights
-            )
-            return total, (batch_stats, metrics)
+        def terms(params, part, batch_stats, key):
+            outputs, batch_stats = train_forward(model, params, batch_stats, part["image"], key)
+            return supervised(outputs, part["label"]), batch_stats
 
-        return descend(state, loss, optimizer, ema_decay)
+        inputs = {"image": image, "label": batch["source_label"]}
+        return descend(state, terms, inputs, optimizer, key=dropout_key, ema_decay=ema_decay, accumulate=accumulate)
 
     return Method(init, step, predictor(model))

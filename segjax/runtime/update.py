@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from segjax.errors import ConfigError
-from segjax.runtime.optim import ema_update
+from segjax.runtime.optim import accumulated_grad, ema_update
 from segjax.runtime.state import TrainState
-from segjax.typing import Array, Metrics
+from segjax.typing import Array, Key, Metrics, Terms
 
 
 def apply_gradients(
@@ -36,9 +36,33 @@ def apply_gradients(
 
 
 def descend(
-    state: TrainState, loss: Callable[[Any], tuple[Array, tuple[Any, Metrics]]], optimizer: optax.GradientTransformation, ema_decay: float
+    state: TrainState,
+    terms: Callable[[Any, dict[str, Array], Any, Key], tuple[Terms, Any]],
+    inputs: dict[str, Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One step down the gradient of `loss`, params -> (total, (batch_stats, metrics)): the new state, and metrics with "gradient_norm"."""
-    gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
+    """One step down the gradient of a loss: the new state, and each term's contribution to the loss with "gradient_norm".
+
+    terms: (params, inputs, batch_stats, key) -> ({"loss/...": (sum, weight)}, batch_stats). With `accumulate` > 1 it sees that many
+    equal parts of the inputs one after the other, each with a key of its own, for the memory of one; the loss is still that of the
+    whole batch (`optim.accumulated_grad` says what BatchNorm makes of it).
+    """
+
+    def part_terms(params, part, batch_stats):
+        rows = part.pop("rows")
+        return terms(params, part, batch_stats, key if accumulate == 1 else jax.random.fold_in(key, rows[0]))
+
+    rows = jnp.arange(next(iter(inputs.values())).shape[0])
+    gradients, means, batch_stats = accumulated_grad(
+        lambda params, part, carry: part_terms(params, dict(part), carry),
+        state.params,
+        {**inputs, "rows": rows},
+        accumulate,
+        carry=state.batch_stats,
+    )
     norm = jnp.asarray(optax.global_norm(gradients), jnp.float32)
-    return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), {**metrics, "gradient_norm": norm}
+    return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), {**means, "gradient_norm": norm}

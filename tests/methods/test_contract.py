@@ -121,6 +121,30 @@ def test_entropy_and_self_training_wait_for_their_steps(batch):
         np.testing.assert_allclose(x, y, atol=1e-6)
 
 
+class Plain(nn.Module):
+    """No BatchNorm and no dropout: microbatches must give the whole batch's step to rounding."""
+
+    num_classes: int = 5
+    align_corners: bool = False
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        return {"logits": Conv(self.num_classes, (1, 1), name="last")(nn.relu(Conv(8, (3, 3), 2, name="conv1")(image)))}
+
+
+@pytest.mark.parametrize("kind", ["source_only", "fda"])
+def test_accumulation_gives_the_whole_batchs_step(kind, batch):
+    batch = {**batch, "source_label": batch["source_label"].copy()}
+    batch["source_label"][::2, 6:] = IGNORE  # parts with few valid pixels beside parts with many
+    options = dict(betas=(0.1,), ema_decay=0.9, self_training_weight=1.0, self_training_threshold=0.3) if kind == "fda" else {}
+    make = fda.make if kind == "fda" else source_only.make
+    results = [run(make(model=Plain(), optimizer=optimizer(), accumulate=n, **options), batch, 3, meshes.make_mesh(1)) for n in (1, 4)]
+    (whole, one), (parts, four) = results
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert one[-1]["loss/ce"] == pytest.approx(four[-1]["loss/ce"], abs=1e-6)
+
+
 def test_adabn_averages_the_batches_own_statistics(batch):
     method = METHODS["adabn"]()
     state = method.init(jax.random.key(0), batch)
