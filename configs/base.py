@@ -62,6 +62,7 @@ def add_stage(
         "data": {"scale": (1.0, 1.0), "flip": True, "workers": 0, **data},
         "evaluate": evaluate,
         "start_from": start_from,
+        "sharding": (),
         "keep": 3,
         "mesh": {key: config.mesh.get_oneway_ref(key) for key in ("data", "fsdp")},
     }

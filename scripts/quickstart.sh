@@ -3,7 +3,7 @@
 # table and says where the report is. Again = finished stages are skipped, an interrupted one goes on. Needs no data and no accelerator.
 #   PYTHON=python3.12 chooses an interpreter, WORKDIR=folder another place, arguments go to `segjax run` (--config.seed=1).
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "$0")/environment.sh" ""  # an explicit argument: else it would see this script's own
 workdir="${WORKDIR:-quickstart}"
 begin=$SECONDS
 doctor="$("$PY" -m segjax doctor)" || { echo "$doctor" >&2; exit 1; }

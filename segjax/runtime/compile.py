@@ -142,7 +142,7 @@ def out_of_memory_told(report: Report | None = None) -> Iterator[None]:
         needs = f" (the step needs {_size(report.peak_bytes)} a device)" if report and report.peak_bytes else ""
         raise SegjaxError(
             f"out of device memory{needs}: {str(error).splitlines()[0][:200]}. Lower batch_size or data.crop, set "
-            'model.dtype="bfloat16", or spread the parameters with mesh.fsdp'
+            'model.dtype="bfloat16", work the batch off in parts with method.accumulate, or spread the parameters with mesh.fsdp'
         ) from error
 
 

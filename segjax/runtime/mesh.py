@@ -66,7 +66,8 @@ def shard_rules(tree, mesh: Mesh, overrides: Overrides = (), *, min_size: int = 
 
     shardings = jax.tree_util.tree_map_with_path(rule, tree)
     if unused:
-        raise ConfigError(f"sharding override {sorted(unused)[0]!r} matches no array: list paths with `segjax checkpoint list`")
+        names = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if len(leaf.shape) > 1]
+        raise ConfigError(f"sharding override {sorted(unused)[0]!r} matches no array; the paths look like {', '.join(names[:3])}")
     return shardings
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 import jax.numpy as jnp
 
 from segjax.data import label_spaces, transforms
@@ -25,7 +26,7 @@ WEIGHT_KEYS = ("weights", "weights_space", "classifier")
 EVALUATE_KEYS = ("size", "split", "upsample", "score")
 """Keys of a stage's `evaluate.NAME` that say how to score; the others are the data set's arguments."""
 
-OPTIONAL_KEYS = ("start_from", "mesh", "keep", "log_every", "checkpoint_every", "evaluate_every")
+OPTIONAL_KEYS = ("start_from", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
 """Keys that a stage may leave out."""
 
 _LINEN = ("parent", "name")  # every Linen module's own fields, no business of a config
@@ -164,6 +165,15 @@ def training_data(stage: Stage) -> tuple[Any, Any]:
 def make_mesh(stage: Stage) -> jax.sharding.Mesh:
     """The devices of a stage. ConfigError when its `mesh` asks for what is not there."""
     return call(meshes.make_mesh, stage.spec.get("mesh", {}), f"config.stages.{stage.name}.mesh")
+
+
+def sharding_overrides(stage: Stage) -> tuple[tuple[str, PartitionSpec], ...]:
+    """The stage's `sharding`, pairs of (regex over parameter paths, mesh axis or None a dimension), as the loop takes them."""
+    pairs = stage.spec.get("sharding", ())
+    for pair in pairs:
+        if len(pair) != 2 or not isinstance(pair[0], str):
+            raise ConfigError(f'config.stages.{stage.name}.sharding: {pair!r} is no pair like ("conv2/kernel", (None, None, None, "fsdp"))')
+    return tuple((pattern, PartitionSpec(*axes)) for pattern, axes in pairs)
 
 
 def check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:

@@ -21,7 +21,7 @@ from segjax.verbs import build
 from segjax.weights import safetensors_io
 
 CONFIG, INFO, DONE, WEIGHTS = "config.json", "run.json", "done.json", "weights.safetensors"
-_NEUTRAL = {"mesh", "log_every", "checkpoint_every", "evaluate_every", "keep", "data.workers"}
+_NEUTRAL = {"mesh", "sharding", "log_every", "checkpoint_every", "evaluate_every", "keep", "data.workers"}
 """Settings that change how a result is reached and not what it is."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -77,6 +77,7 @@ def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path |
         seed=stage.seed,
         initial_variables=variables.initial(stage, space, start),
         evaluate=functools.partial(_evaluate, scorer, trials),
+        sharding_overrides=build.sharding_overrides(stage),
         **{key: stage.spec[key] for key in ("checkpoint_every", "keep", "log_every", "evaluate_every") if key in stage.spec},
     )
     return _finish(stage, state, scorer, trials, place, space=space.name, digest=digest, seconds=time.monotonic() - begin)

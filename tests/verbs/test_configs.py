@@ -204,3 +204,13 @@ def test_the_space_of_a_network_follows_from_its_outputs():
         build.output_space("", 7, "x")
     with pytest.raises(errors.ConfigError, match="do not fit"):
         build.output_space("camvid11", 19, "x")
+
+
+def test_sharding_overrides_reach_the_loop_as_partition_specs():
+    config = load("quickstart.py")
+    config.stages.source_only.sharding = (("conv2/kernel", (None, None, None, "fsdp")),)
+    stage = build.stage(config, "source_only")
+    assert build.sharding_overrides(stage) == (("conv2/kernel", jax.sharding.PartitionSpec(None, None, None, "fsdp")),)
+    config.stages.source_only.sharding = ("conv2/kernel",)
+    with pytest.raises(errors.ConfigError, match="sharding"):
+        build.sharding_overrides(build.stage(config, "source_only"))
