@@ -164,7 +164,7 @@ def _traffic(canvas: Canvas, street: Street) -> list:
         items = [item for item in items if not z - 5 < item[0] < z + 27]
         items.append((z, lambda: traffic.train(canvas, street.middle, z)))
     for _ in range(rng.integers(0, 4)):
-        side, z = rng.choice((-1, 1)), rng.uniform(6, 30)
+        side, z = int(rng.choice((-1, 1))), rng.uniform(6, 30)
         x, motor = street.kerb(side) + side * rng.uniform(0.3, 1.0), bool(rng.random() < 0.3)
         across = bool(rng.random() < 0.7)
         items.append(

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import replicated
@@ -40,7 +41,7 @@ class AtrousClassifier(nn.Module):
 
     num_classes: int
     branches: int = 4
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -68,7 +69,7 @@ class DeepLabV2(nn.Module):
     width: int = 64
     vgg_widths: Sequence[int] = (64, 128, 256, 512, 512)
     vgg_fc: int = 1024
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     align_corners: bool = True
 
     @nn.compact

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv, ConvTranspose, PReLU
@@ -50,7 +51,7 @@ class _Unit(nn.Module):
     bias: bool = False
     relu: bool = False
     activate: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -73,7 +74,7 @@ class _Bottleneck(nn.Module):
     asymmetric: bool = False
     dropout: float = 0.1
     relu: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -100,7 +101,7 @@ class _Downsampling(nn.Module):
     features: int
     layout: Layout
     dropout: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
@@ -120,7 +121,7 @@ class _Upsampling(nn.Module):
 
     features: int
     layout: Layout
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, index: Array, size: tuple[int, int], train: bool) -> Array:
@@ -142,7 +143,7 @@ class _Section(nn.Module):
     """The eight bottlenecks that stages 2 and 3 have in common: regular, d2, asymmetric, d4, regular, d8, asymmetric, d16."""
 
     layout: Layout
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
@@ -154,7 +155,7 @@ class _Section(nn.Module):
 
 class _Stage1Block(nn.Module):
     layout: Layout
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
@@ -179,7 +180,7 @@ class ENet(nn.Module):
 
     num_classes: int
     layout: str = "pytorch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     align_corners: bool = False
 
     @nn.compact

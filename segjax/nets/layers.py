@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from segjax.ops import conv as ops
 from segjax.ops.normalization import batch_norm
@@ -35,7 +36,7 @@ class Conv(nn.Module):
     padding: int | None = None
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -54,7 +55,7 @@ class ConvTranspose(nn.Module):
     features: int
     kernel_size: int = 2
     use_bias: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, output_size: tuple[int, int] | None = None) -> Array:
@@ -74,7 +75,7 @@ class BatchNorm(nn.Module):
 
     epsilon: float = 1e-5
     momentum: float = BN_MOMENTUM
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:

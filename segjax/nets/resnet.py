@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from segjax.nets.layers import BatchNorm, Conv
 from segjax.ops.pooling import max_pool
@@ -27,7 +28,7 @@ class Bottleneck(nn.Module):
     project: bool = False
     stride_in_1x1: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
@@ -55,7 +56,7 @@ class ResNet(nn.Module):
     style: str = "caffe"
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     unroll: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> list[Array]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from segjax.nets.layers import Conv
 from segjax.ops.pooling import max_pool
@@ -20,7 +21,7 @@ class VGG16(nn.Module):
 
     widths: Sequence[int] = (64, 128, 256, 512, 512)
     fc: int = 1024
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
