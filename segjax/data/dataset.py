@@ -2,7 +2,10 @@
 
 import copy
 
+import numpy as np
+
 from segjax.data.label_spaces import LabelSpace
+from segjax.errors import DataError
 
 Example = dict
 """{"image": uint8 [H,W,3] RGB, "label": uint8 [H,W] train ids with 255 = ignore (absent when unlabelled), "name": str}."""
@@ -11,7 +14,9 @@ Example = dict
 class Dataset:
     """Random-access examples: `len(ds)`, `ds[i] -> Example`, `ds.label_space`, `ds.labelled`, `ds.unlabelled()`.
 
-    A subclass gives `__len__`, `__repr__` (deterministic) and `_load(index)`. With `cache=True` each example stays in memory once loaded
+    `ds.name(i)` reads nothing; `ds.label(i)` and `ds.image(i)` decode that half alone and equal `ds[i]["label"]` and `ds[i]["image"]`.
+    A subclass gives `__len__`, `__repr__` (deterministic) and `_load(index)`, and `_name`, `_image` and `_label` where they are cheaper
+    than the whole example (index in 0 .. len - 1 for all of them). With `cache=True` each example stays in memory once loaded
     (arrays read-only, every worker process with its own copy): worth it when the decoded set fits, as in runs on a CPU.
     """
 
@@ -27,11 +32,17 @@ class Dataset:
     def _load(self, index: int) -> Example:
         raise NotImplementedError
 
+    def _name(self, index: int) -> str:
+        return self._load(index)["name"]
+
+    def _image(self, index: int) -> np.ndarray:
+        return self._load(index)["image"]
+
+    def _label(self, index: int) -> np.ndarray:
+        return self._load(index)["label"]
+
     def __getitem__(self, index: int) -> Example:
-        index = int(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} examples")
-        index %= len(self)
+        index = self._position(index)
         if self._cache is None:
             return self._load(index)
         if index not in self._cache:
@@ -41,6 +52,28 @@ class Dataset:
                     value.setflags(write=False)
             self._cache[index] = example
         return dict(self._cache[index])
+
+    def name(self, index: int) -> str:
+        """The example's name, unique in the data set, without decoding a file."""
+        return self._name(self._position(index))
+
+    def image(self, index: int) -> np.ndarray:
+        """The example's image, uint8 [H,W,3]; its label is not read."""
+        index = self._position(index)
+        return self._cache[index]["image"] if self._cache and index in self._cache else self._image(index)
+
+    def label(self, index: int) -> np.ndarray:
+        """The example's label, uint8 [H,W] train ids with 255 = ignore; its image is not read. DataError when the set is unlabelled."""
+        index = self._position(index)
+        if not self.labelled:
+            raise DataError(f"{self!r} is unlabelled, so {self._name(index)} has no label: set the labels folder, or labelled=True")
+        return self._cache[index]["label"] if self._cache and index in self._cache else self._label(index)
+
+    def _position(self, index: int) -> int:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} examples")
+        return index % len(self)
 
     def unlabelled(self) -> "Dataset":
         """The same images without labels. The labels are not merely dropped: they are never read."""

@@ -85,14 +85,23 @@ class FolderDataset(Dataset):
             f"resize={self.resize}, labelled={self.labelled})"
         )
 
-    def name(self, index: int) -> str:
+    def raw_label(self, index: int) -> np.ndarray:
+        """The label file's values before decoding, uint8 [H,W]. DataError unless it is one 8-bit channel (grey or palette)."""
+        return read_label(self._label_path(index))
+
+    def _name(self, index: int) -> str:
         """The image's path relative to the data set's folder, with forward slashes."""
         image = self.pairs[index][0]
         return image.relative_to(self.root).as_posix() if image.is_relative_to(self.root) else image.as_posix()
 
-    def raw_label(self, index: int) -> np.ndarray:
-        """The label file's values before decoding, uint8 [H,W]. DataError unless it is one 8-bit channel (grey or palette)."""
-        return read_label(self._label_path(index))
+    def _image(self, index: int) -> np.ndarray:
+        image = read_image(self.pairs[index][0])
+        return resize_image(image, self.resize) if self.resize else image
+
+    def _label(self, index: int) -> np.ndarray:
+        path = self._label_path(index)
+        label = self._decode(read_label(path), path)
+        return resize_label(label, self.resize) if self.resize else label
 
     def _label_path(self, index: int) -> pathlib.Path:
         image, label = self.pairs[index]
@@ -103,7 +112,7 @@ class FolderDataset(Dataset):
     def _load(self, index: int) -> Example:
         image_path = self.pairs[index][0]
         image = read_image(image_path)
-        example = {"image": image, "name": self.name(index)}
+        example = {"image": image, "name": self._name(index)}
         if self.labelled:
             label_path = self._label_path(index)
             raw = read_label(label_path)

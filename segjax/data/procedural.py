@@ -61,8 +61,11 @@ class StreetScenes(Dataset):
         # crc32, not hash(): the same in every process and every Python.
         rng = np.random.default_rng([self.seed, zlib.crc32(f"{self.split}/{self.look}".encode()), index])
         image, label = render(rng, self.size, self.look)
-        example = {"image": image, "name": f"{self.look}-{self.split}-{index:05d}"}
+        example = {"image": image, "name": self._name(index)}
         return example | {"label": label} if self.labelled else example
+
+    def _name(self, index: int) -> str:
+        return f"{self.look}-{self.split}-{index:05d}"
 
 
 def render(rng: np.random.Generator, size: tuple[int, int], look: str) -> tuple[np.ndarray, np.ndarray]:
