@@ -1,6 +1,7 @@
 """`segjax VERB --config=FILE.py[:ARG] [--config.key=value ...] --workdir=DIR`: finds the verb, reads its flags, gives the exit code.
 
 A verb is a module of `segjax/verbs` with `add_arguments(parser)` and `run(args) -> int`; the first line of its docstring is its help.
+A verb with actions (`segjax data check`) has a module `VERB_ACTION.py` of the same form for each.
 Only the chosen verb is imported, so `segjax --help` starts neither jax nor any other slow library. A verb that declares the argument
 `--config` receives the loaded, overridden and locked ConfigDict as `args.config`, and what was typed as `args.config_file`.
 """
@@ -51,9 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verbs() -> dict[str, str]:
-    """Name -> first line of help of every verb, read from the source without importing it."""
+    """Name -> first line of help of every verb, read from the source without importing it. `data_check.py` is an action of `data`."""
+    found = _entries("*.py")
+    return {name: text for name, text in found.items() if not any(name.startswith(f"{verb}-") for verb in found)}
+
+
+def actions(verb: str) -> dict[str, str]:
+    """The actions of a verb that has some (`segjax data check`), as `verbs` gives the verbs: the modules VERB_ACTION.py."""
+    return {name.removeprefix(f"{verb}-"): text for name, text in _entries(f"{verb}_*.py").items()}
+
+
+def _entries(pattern: str) -> dict[str, str]:
     found = {}
-    for path in sorted(_VERBS.glob("*.py")):
+    for path in sorted(_VERBS.glob(pattern)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         if {"add_arguments", "run"} <= functions:
@@ -86,7 +97,7 @@ def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
     argv, overrides = _split_overrides(argv)
     args, rest = parser.parse_known_args(argv)
     for token in rest:
-        options = [option for action in parser._actions for option in action.option_strings]
+        options = _options(parser, argv)
         close = difflib.get_close_matches(token.split("=")[0], options, n=1)
         hint = f"did you mean {close[0]}?" if close else f"see `segjax {name} --help`"
         raise ConfigError(f"segjax {name}: unknown argument {token!r}: {hint}")
@@ -98,6 +109,16 @@ def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
         args.config_file = args.config
         args.config = config_file.load(args.config, overrides)
     return args
+
+
+def _options(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """Every flag of a parser and of the sub-parser that argv chose."""
+    found = []
+    for action in parser._actions:
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for name in argv if name in action.choices for option in _options(action.choices[name], argv)]
+    return found
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -1,156 +1,32 @@
-"""Look at data before training on it: `segjax data check` names every bad file, the ids found in it, the likely cause and the fix.
+"""Data sets before they cost a run: check them, count them, look at them, write them as records.
 
-    segjax data check --config=configs/camvid_day_dusk.py              every data set of a config, each once
-    segjax data check --images=DIR --labels=DIR --label-space=camvid11 folders that no config knows yet
-    segjax data check --file-list=train.txt --label-space=camvid11     a text file of "image label" lines
+    segjax data check  --images=DIR --labels=DIR      every bad file, the ids found in it, the likely cause and the fix
+    segjax data stats  --dataset=gta5 --root=DIR      pixels of each class and image, for rare-class sampling; DAFormer's JSON files
+    segjax data browse --file-list=train.txt          a contact sheet: images, label overlays, legend
+    segjax data build  --dataset=gta5 --root=DIR      records that a pod reads fast
 
-Every image and label is decoded. Exit 0: a training can use the data (hints may remain); 3: it would stop or learn something wrong.
+`segjax data ACTION --help` shows the flags of one. An action is a module `data_ACTION.py` beside this one.
 """
 
 import argparse
-import json
-from typing import Any
+import importlib
 
-import numpy as np
-
-from segjax.data import check, label_spaces
-from segjax.data.folders import FolderDataset
-from segjax.errors import ConfigError, DataError
-from segjax.typing import IGNORE
-from segjax.verbs import build
-from segjax.verbs.progress import progress
-
-SHOWN = 5
-"""Files printed of each kind of problem; the rest are counted."""
-KINDS = {
-    "unpaired_images": "images without a label",
-    "unpaired_labels": "labels without an image",
-    "unreadable": "unreadable files",
-    "size_mismatch": "labels of another size than their image",
-    "bad_ids": "labels with ids out of range",
-}
+from segjax import cli
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `segjax data`."""
-    parser.add_argument("action", choices=("check",))
-    parser.add_argument("--config", default="", metavar="FILE.py[:ARG]", help="check the data sets of a config")
-    parser.add_argument("--images", default="", metavar="DIR")
-    parser.add_argument("--labels", default="", metavar="DIR", help="leave out for an unlabelled set")
-    parser.add_argument("--file-list", default="", metavar="FILE", help='text file of "image label" lines')
-    parser.add_argument("--label-space", default="cityscapes19", metavar="NAME", help=f"one of {', '.join(label_spaces.LABEL_SPACES)}")
-    parser.add_argument("--encoding", default="", metavar="NAME", help=f"what the ids mean: one of {', '.join(label_spaces.ENCODINGS)}")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="look at the first N examples of each data set only")
-    parser.add_argument("--threads", type=int, default=8)
+    """One sub-parser an action, each with its own flags."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in cli.actions("data").items():
+        module = _module(name)
+        about = {"description": module.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        module.add_arguments(actions.add_parser(name, help=text, allow_abbrev=False, **about))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what was found; 3 when a run would be wrong. ConfigError for flags that name no data or two kinds of it."""
-    if bool(args.config) == bool(args.images or args.file_list):
-        raise ConfigError("data check: pass --config=FILE.py, or --images=DIR with --labels=DIR, or --file-list=FILE (one of the three)")
-    if args.limit < 0 or args.threads < 1:
-        raise ConfigError(f"data check: --limit={args.limit} --threads={args.threads}: expected 0 or more, and 1 or more")
-    wrong = 0
-    for name, spec, needs_labels, scored in _of_config(args.config) if args.config else [_of_flags(args)]:
-        try:
-            dataset = build.dataset(_lenient(spec, name), name, scored=scored)
-        except DataError as error:
-            # One data set that cannot even be listed must not hide what is wrong with the next.
-            print(f"\n{name}\n  WRONG  {error}", flush=True)
-            wrong += 1
-            continue
-        wrong += bool(report(name, dataset, needs_labels=needs_labels, limit=args.limit, threads=args.threads))
-    print(
-        "\nevery data set can be used"
-        if not wrong
-        else f"\n{wrong} data set{'s' * (wrong > 1)} would make a run stop or learn something wrong"
-    )
-    return DataError.code if wrong else 0
+    """Runs the action that was asked for and returns its exit code."""
+    return _module(args.action).run(args)
 
 
-def report(name: str, dataset: Any, *, needs_labels: bool, limit: int, threads: int) -> list[str]:
-    """Checks one data set, prints what was found and returns what would make a run wrong."""
-    total = min(limit or len(dataset), len(dataset))
-    with progress(f"check {name}", total) as advance:
-        findings = check.check(dataset, threads=threads, limit=limit or None, progress=lambda done, total: advance(1))
-    print(f"\n{name}\n  {dataset!r}")
-    for line in class_lines(findings):
-        print(f"  {line}")
-    wrong = problems(findings, needs_labels=needs_labels)
-    for line in wrong:
-        print(f"  WRONG  {line}")
-    for line in findings.hints:
-        print(f"  hint   {line}")
-    if not wrong:
-        print(f"  good   {findings.examples} examples")
-    return wrong
-
-
-def problems(findings: check.Findings, *, needs_labels: bool) -> list[str]:
-    """One line a problem: the first files of each kind with their likely cause, then what is wrong with the set as a whole."""
-    lines = []
-    for kind, title in KINDS.items():
-        found = getattr(findings, kind)
-        names = [entry if isinstance(entry, str) else entry[1] for entry in found]
-        lines += [f"{len(found)} {title}: {name}" if not i else name for i, name in enumerate(names[:SHOWN])]
-        if len(found) > SHOWN:
-            lines.append(f"... and {len(found) - SHOWN} more {title}")
-    labelled = int(findings.pixels.sum())
-    present = set(np.flatnonzero(findings.pixels).tolist())
-    if needs_labels and not labelled and not lines:
-        lines.append("no label was read: a training or an evaluation needs them; give `labels`, or a file list with two words a line")
-    elif present and present <= {IGNORE}:
-        lines.append(
-            "every pixel of every label is ignore: the encoding does not fit these files; set `encoding` to what they were written with"
-        )
-    elif present <= {0, IGNORE} and labelled and findings.label_space.num_classes > 1:
-        first = findings.label_space.classes[0]
-        lines.append(f"labels hold only {first!r} (0) and ignore (255): these look like binary masks 0/255; write class ids instead")
-    return lines
-
-
-def class_lines(findings: check.Findings) -> list[str]:
-    """Share of the labelled pixels and number of images of every class that occurs, the largest first."""
-    counts = findings.pixels[: findings.label_space.num_classes]
-    if not counts.sum():
-        return []
-    width = max(map(len, findings.label_space.classes))
-    order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
-    lines = [
-        f"{findings.label_space.classes[k]:<{width}} {100 * counts[k] / counts.sum():6.2f} %  {findings.images_with[k]} images"
-        for k in order
-    ]
-    return lines + [f"{'(ignored)':<{width}} {100 * findings.pixels[IGNORE] / findings.pixels.sum():6.2f} % of all pixels"]
-
-
-Entry = tuple[str, dict[str, Any], bool, bool]
-"""Where a data set stands, its values, whether it needs labels, whether it is an `evaluate` entry (which has keys of the scorer)."""
-
-
-def _of_flags(args: argparse.Namespace) -> Entry:
-    given = {"images": args.images, "labels": args.labels, "file_list": args.file_list, "encoding": args.encoding}
-    spec = {"make": f"{FolderDataset.__module__}:FolderDataset", "label_space": args.label_space}
-    spec |= {key: value for key, value in given.items() if value}
-    return args.file_list or args.images, spec, bool(args.labels), False
-
-
-def _of_config(config) -> list[Entry]:
-    """Every data set of every stage, equal ones once."""
-    found: dict[str, Entry] = {}
-    for stage in build.stage_names(config):
-        spec, where = build.plain(config.stages[stage]), f"config.stages.{stage}"
-        parts = [
-            (f"{where}.data.source", spec["data"]["source"], True, False),
-            (f"{where}.data.target", spec["data"].get("target"), False, False),
-        ]
-        parts += [(f"{where}.evaluate.{name}", part, True, True) for name, part in spec["evaluate"].items()]
-        for entry in parts:
-            if entry[1]:
-                found.setdefault(json.dumps(entry[1], sort_keys=True, default=str), entry)
-    return list(found.values())
-
-
-def _lenient(spec: dict[str, Any], where: str) -> dict[str, Any]:
-    """Folders list their unpaired files as findings instead of refusing; other makers are left as they are."""
-    maker = build.import_string(spec["make"], where) if "make" in spec else None
-    return {**spec, "strict": False} if isinstance(maker, type) and issubclass(maker, FolderDataset) else spec
+def _module(action: str):
+    return importlib.import_module(f"segjax.verbs.data_{action.replace('-', '_')}")
