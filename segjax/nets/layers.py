@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.ops import conv as ops
-from segjax.ops.normalization import batch_norm
+from segjax.ops.normalization import batch_norm, group_norm, layer_norm
 from segjax.typing import Array
 
 BN_MOMENTUM = 0.1
@@ -122,3 +122,76 @@ class ChannelDropout(nn.Module):
             return x
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0], 1, 1, x.shape[-1]))
         return x * (keep / (1 - self.rate)).astype(x.dtype)
+
+
+class Dense(nn.Module):
+    """y = x @ kernel + bias over the last axis; kernel [I,O]."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.02)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = ops.product(x.astype(self.dtype), replicated(kernel.astype(self.dtype)))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis; float32 statistics. On an NHWC image it is the public code's LayerNorm2d."""
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of [B,...,C]; float32 statistics."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return group_norm(x.astype(self.dtype), scale, bias, self.epsilon, self.groups)
+
+
+class DropPath(nn.Module):
+    """Drop the whole branch of a sample with probability `rate` (a number or a traced scalar) and scale the rest by 1 / (1 - rate).
+
+    Only in training and only where a "dropout" key is given (stochastic depth as in timm).
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, rate: "float | Array", train: bool) -> Array:
+        if not train or not self.has_rng("dropout"):
+            return x
+        kept = jnp.asarray(1.0 - rate, jnp.float32)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), kept, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return x * (keep / kept).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU, x * Phi(x) by erf (torch's default)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x), the GELU of the OpenAI CLIP weights."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}
+"""By the names that public config files use."""

@@ -31,15 +31,15 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, paddi
     kh, kw = kernel.shape[:2]
     padding = same_padding((kh, kw), dilation) if padding is None else padding
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
-        return _product(x[:, ::stride, ::stride], kernel[0, 0])
+        return product(x[:, ::stride, ::stride], kernel[0, 0])
     if kh == kw == stride and dilation == 1 and padding == ((0, 0), (0, 0)):
-        return _product(_patches(x, stride), kernel.reshape(-1, kernel.shape[-1]))
+        return product(_patches(x, stride), kernel.reshape(-1, kernel.shape[-1]))
     return _conv(x, kernel, stride, dilation, padding)
 
 
 @jax.custom_vjp
-def _product(x: Array, kernel: Array) -> Array:
-    """x [B,H,W,I] @ kernel [I,O]; its kernel gradient moves the narrower operand, where autodiff always moves dy."""
+def product(x: Array, kernel: Array) -> Array:
+    """x [...,I] @ kernel [I,O]; its kernel gradient moves the narrower operand, where autodiff always moves dy."""
     return x @ kernel
 
 
@@ -50,7 +50,7 @@ def _product_bwd(saved, dy):
     return dy @ kernel.T, dk.astype(kernel.dtype)
 
 
-_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_bwd)
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_bwd)
 
 
 def _patches(x: Array, size: int) -> Array:

@@ -1,4 +1,4 @@
-"""Batch normalisation with its gradient written out: two reductions and one pass, nothing kept but the input and its statistics."""
+"""Batch, layer and group normalisation; the gradients of the first two are written out: two reductions and one pass, little kept."""
 
 from functools import partial
 
@@ -41,3 +41,44 @@ def _backward(epsilon, saved, cotangents):
 
 
 batch_norm.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis (torch's LayerNorm; over channels in an NHWC image, LayerNorm2d).
+
+    x [...,C] of any float type, returned in it; scale and bias float32 [C]. Statistics are float32, two-pass.
+    """
+    return _layer_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_forward(x, scale, bias, epsilon):
+    centred = x.astype(jnp.float32) - jnp.mean(x, -1, keepdims=True, dtype=jnp.float32)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + epsilon)
+    return (centred * inverse * scale + bias).astype(x.dtype), (x, scale, inverse)
+
+
+def _layer_backward(epsilon, saved, dy):
+    x, scale, inverse = saved
+    dy = dy.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - jnp.mean(x, -1, keepdims=True, dtype=jnp.float32)) * inverse
+    axes = tuple(range(x.ndim - 1))
+    dscale, dbias = jnp.sum(dy * normal, axes), jnp.sum(dy, axes)
+    inner = dy * scale
+    dx = inverse * (inner - jnp.mean(inner, -1, keepdims=True) - normal * jnp.mean(inner * normal, -1, keepdims=True))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+layer_norm.defvjp(_layer_forward, _layer_backward)
+
+
+def group_norm(x: Array, scale: Array, bias: Array, epsilon: float, groups: int) -> Array:
+    """Normalise x [B,...,C] over space and each of `groups` runs of channels, then scale and bias [C] (torch's GroupNorm).
+
+    Statistics are float32, two-pass; returned in the type of x.
+    """
+    b, c = x.shape[0], x.shape[-1]
+    y = x.astype(jnp.float32).reshape(b, -1, groups, c // groups)
+    y = y - jnp.mean(y, (1, 3), keepdims=True)
+    y = y * lax.rsqrt(jnp.mean(jnp.square(y), (1, 3), keepdims=True) + epsilon)
+    return (y.reshape(x.shape) * scale + bias).astype(x.dtype)

@@ -23,9 +23,15 @@ _PROBE = (64, 64)  # image size at which shapes are asked for: parameters do not
 
 @functools.lru_cache(maxsize=32)
 def shapes(model: Any) -> Variables:
-    """{"params", "batch_stats"} of a network as ShapeDtypeStructs; nothing is computed."""
-    image = jax.ShapeDtypeStruct((1, *_PROBE, 3), jnp.float32)
-    variables = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)
+    """{"params", "batch_stats"} of a network as ShapeDtypeStructs; nothing is computed.
+
+    A network that takes anything but one image [B,H,W,3] has a method `example()` that gives its arguments as ShapeDtypeStructs.
+    """
+    if hasattr(model, "example"):
+        arguments, named = model.example(), {}
+    else:
+        arguments, named = (jax.ShapeDtypeStruct((1, *_PROBE, 3), jnp.float32),), {"train": False}
+    variables = jax.eval_shape(lambda key, *arguments: model.init(key, *arguments, **named), jax.random.key(0), *arguments)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

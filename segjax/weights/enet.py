@@ -138,12 +138,12 @@ ENET_PYTORCH = Public(
     "enet_pytorch",
     recognises=lambda keys: "initial_block.main_branch.weight" in keys,
     layout=lambda keys: PYTORCH,
-    model=lambda source: _model(source, PYTORCH, "transposed_conv.weight"),
+    model=lambda source, config: _model(source, PYTORCH, "transposed_conv.weight"),
 )
 ENET_TORCH7 = Public(
     "enet_torch7",
     recognises=lambda keys: "4.0.0.0.weight" in keys and "31.weight" in keys,
     layout=lambda keys: TORCH7,
-    model=lambda source: _model(source, TORCH7, "31.weight"),
+    model=lambda source, config: _model(source, TORCH7, "31.weight"),
     reversible=False,  # the dropout factors are folded into the weights, and no one writes Torch7 files any more
 )

@@ -31,6 +31,13 @@ CONV_TRANSPOSE = Transform(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transp
 """torch [in, out, kh, kw] <-> [kh, kw, in, out] (segjax.nets.layers.ConvTranspose)."""
 DENSE = Transform(lambda x: x.T, lambda x: x.T)
 """torch [out, in] <-> [in, out]."""
+POINTWISE = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
+"""torch 1x1 convolution [out, in, 1, 1] <-> [in, out], for a Dense layer."""
+
+
+def reshaped(inner: Callable[[tuple[int, ...]], tuple[int, ...]], outer: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Transform:
+    """A change of shape alone: `inner` gives segjax's shape from the source's, `outer` the way back."""
+    return Transform(lambda x: x.reshape(inner(x.shape)), lambda x: x.reshape(outer(x.shape)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +47,48 @@ class Rule:
     path: regular expression over a full segjax path, e.g. r"params/(layer\\d)/blocks/(conv\\d)/kernel".
     source: template filled with the expression's groups as {0}, {1}, ...; the word {i} marks a scanned parameter: its leading axis
         stacks the sources of i = first, first + 1, ... (as many as the axis is long). A tuple of keys spells such a stack out.
+    join: the axis (of one layer's segjax array, after `transform`) along which the templates of the tuple `source` lie side by side in
+        equal parts, e.g. the separate query, key and value of one public layout in the one `qkv` kernel here: join=-1.
+    copies: further templates that hold the same array (tied weights, a buffer stored twice): compared if there on the way in, written on
+        the way out.
     """
 
     path: str
     source: str | tuple[str, ...]
     transform: Transform = IDENTITY
     first: int = 0
+    join: int | None = None
+    copies: tuple[str, ...] = ()
 
     @property
     def stacked(self) -> bool:
+        if self.join is not None:
+            return any("{i}" in part for part in self.source)
         return isinstance(self.source, tuple) or "{i}" in self.source
 
-    def keys(self, groups: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
-        """The source keys of a parameter of this shape, whose match gave `groups`."""
-        if isinstance(self.source, tuple):
-            return list(self.source)
-        return [self.source.format(*groups, i=self.first + i) for i in range(shape[0] if self.stacked else 1)]
+    def keys(self, groups: tuple[str, ...], shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+        """The source keys of a parameter of this shape, whose match gave `groups`: a tuple of one or, joined, several for each layer."""
+        if isinstance(self.source, tuple) and self.join is None:
+            return [(key,) for key in self.source]
+        parts = self.source if isinstance(self.source, tuple) else (self.source,)
+        return [self._fill(parts, groups, i) for i in range(shape[0] if self.stacked else 1)]
+
+    def copied(self, groups: tuple[str, ...], layers: int) -> list[tuple[str, ...]]:
+        """The keys of the copies of each layer."""
+        return [self._fill(self.copies, groups, i) for i in range(layers)]
+
+    def _fill(self, templates: tuple[str, ...], groups: tuple[str, ...], i: int) -> tuple[str, ...]:
+        return tuple(part.format(*groups, i=self.first + i) for part in templates)
+
+    def to_segjax(self, parts: list[np.ndarray]) -> np.ndarray:
+        """One layer's array out of its sources."""
+        parts = [self.transform.to_segjax(part) for part in parts]
+        return parts[0] if self.join is None else np.concatenate(parts, self.join)
+
+    def to_source(self, layer: np.ndarray, count: int) -> list[np.ndarray]:
+        """The way back, in `count` equal parts."""
+        parts = [layer] if self.join is None else np.split(layer, count, self.join)
+        return [self.transform.to_source(part) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +105,27 @@ class Public:
     """A public layout as the `convert` verb meets it; `segjax convert --layout=package.module:NAME` takes one from anywhere.
 
     recognises: source keys -> is it this one? layout: keys (the source's, or flat segjax paths on the way back) -> its form.
-    model: source arrays -> the network that they describe, `{"make": ..., **kwargs}`; WeightsError where they describe none.
+    model: (source arrays, the layout's own config.json or {}) -> the network that they describe, `{"make": ..., **kwargs}`; WeightsError
+        where they describe none.
+    forms: the forms that `layout` chooses among where segjax paths alone cannot tell them apart on the way back; the name of the one that
+        was read is kept in the file.
     """
 
     name: str
     recognises: Callable[[Iterable[str]], bool]
     layout: Callable[[Iterable[str]], Layout]
-    model: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
+    model: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
     reversible: bool = True
+    forms: tuple[Layout, ...] = ()
 
 
-def _sources(path: str, shape: tuple[int, ...], rules: Iterable[Rule]) -> tuple[Rule, list[str]] | None:
+def _sources(path: str, shape: tuple[int, ...], rules: Iterable[Rule]) -> tuple[Rule, list[tuple[str, ...]], list[tuple[str, ...]]] | None:
+    """The rule of a path, and for each of its layers the source keys and their copies."""
     for rule in rules:
         match = re.fullmatch(rule.path, path)
         if match:
-            return rule, rule.keys(match.groups(), shape)
+            keys = rule.keys(match.groups(), shape)
+            return rule, keys, rule.copied(match.groups(), len(keys))
     return None
 
 
@@ -109,28 +148,42 @@ def to_segjax(
     for path, leaf in like.items():
         shape = tuple(leaf.shape)
         found = _sources(path, shape, layout.rules)
-        missing = ["no rule"] if found is None else [key for key in found[1] if key not in source]
-        if found is None or missing:
-            unset.append(f"{path} ({', '.join(missing[:3])})")
-            used.update(() if found is None else found[1])
+        if found is None:
+            unset.append(f"{path} (no rule)")
             continue
-        rule, keys = found
+        rule, layers, copies = found
+        keys = [key for layer in layers for key in layer]
         used.update(keys)
-        try:
-            parts = [rule.transform.to_segjax(source[key]) for key in keys]
-        except ValueError:
-            wrong.append(f"{keys[0]} {source[keys[0]].shape} does not fit {path} {shape}")
+        used.update(key for layer in copies for key in layer)
+        if missing := [key for key in keys if key not in source]:
+            unset.append(f"{path} ({', '.join(missing[:3])})")
             continue
-        expected = shape[1:] if rule.stacked else shape
-        bad = [key for key, part in zip(keys, parts, strict=True) if part.shape != expected]
-        if bad or (rule.stacked and len(parts) != shape[0]):
-            bad = bad or keys
-            wrong.append(f"{bad[0]} {source[bad[0]].shape} does not fit {path} {shape}")
-            continue
-        result[path] = np.asarray(np.stack(parts) if rule.stacked else parts[0], np.float32, order="C")
+        array, problem = _one(source, rule, layers, copies, path, shape)
+        if array is None:
+            wrong.append(problem)
+        else:
+            result[path] = array
     unused = [key for key in source if key not in used and not any(re.fullmatch(p, key) for p in layout.ignore)]
     _complain(name, layout.name, unused, unset, wrong)
     return result
+
+
+def _one(source, rule: Rule, layers, copies, path: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, str]:
+    """One parameter as float32, or None and what is wrong with its sources."""
+    try:
+        parts = [rule.to_segjax([source[key] for key in layer]) for layer in layers]
+    except (ValueError, IndexError):  # numpy's words for axes that are not there
+        return None, f"{layers[0][0]} {source[layers[0][0]].shape} does not fit {path} {shape}"
+    expected = shape[1:] if rule.stacked else shape
+    bad = [layer[0] for layer, part in zip(layers, parts, strict=True) if part.shape != expected]
+    if bad or (rule.stacked and len(parts) != shape[0]):
+        key = bad[0] if bad else layers[0][0]
+        return None, f"{key} {source[key].shape} does not fit {path} {shape}"
+    for (first, *_), twins in zip(layers, copies, strict=True):
+        for twin in twins:
+            if twin in source and not np.array_equal(source[twin], source[first]):
+                return None, f"{twin} differs from {first}, of which it should be a copy"
+    return np.asarray(np.stack(parts) if rule.stacked else parts[0], np.float32, order="C"), ""
 
 
 def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables") -> dict[str, np.ndarray]:
@@ -143,9 +196,11 @@ def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables
         if found is None:
             without.append(path)
             continue
-        rule, keys = found
-        for key, part in zip(keys, value if rule.stacked else [value], strict=True):
-            result[key] = np.asarray(rule.transform.to_source(part), order="C")
+        rule, layers, copies = found
+        for keys, twins, layer in zip(layers, copies, value if rule.stacked else [value], strict=True):
+            for key, part in zip(keys, rule.to_source(layer, len(keys)), strict=True):
+                result[key] = np.asarray(part, order="C")
+            result.update({twin: result[keys[0]] for twin in twins})
     _complain(name, layout.name, [], without, [])
     return result
 

@@ -61,13 +61,13 @@ def _depths(source: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     return depths
 
 
-def _torchvision_model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _torchvision_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     depths = _depths(source, "resnet_torchvision")
     form = {"depth": depths, "width": int(source["conv1.weight"].shape[0]), "style": "torchvision"}
     return {"make": "segjax.nets.resnet:ResNet", **form}
 
 
-def _deeplab_model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _deeplab_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     depths = _depths(source, "deeplabv2_resnet")
     names: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
     head = "layer6" if _deeplab_form(source) is MULTI else "layer5"

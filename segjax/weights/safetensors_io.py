@@ -128,6 +128,15 @@ def _verify(path: pathlib.Path) -> None:
         raise WeightsError(f"{path}: was changed after it was written (sha256): fetch it again, or make it anew")
 
 
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The header's metadata of one safetensors file; no tensor is read. WeightsError: missing or damaged."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return {key: value for key, value in (file.metadata() or {}).items() if key != _DIGEST}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}): fetch it again") from error
+
+
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and header metadata of a safetensors file, an index file, or a folder that holds either.
 

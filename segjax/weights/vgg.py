@@ -20,7 +20,7 @@ DEEPLABV2 = Layout(
 _STAGES = (0, 5, 10, 17, 23)  # the first convolution of each stage
 
 
-def _model(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     needed = [f"features.{n}.weight" for n in (*_STAGES, 29)] + ["classifier.conv2d_list.0.bias"]
     absent = [key for key in needed if key not in source]
     if absent:

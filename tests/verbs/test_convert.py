@@ -54,7 +54,7 @@ def test_a_torchvision_backbone_goes_under_its_name(goldens, tmp_path):
     ("flags", "code", "message"),
     [
         (["--layout=enet_pytorch"], 4, "layout enet_pytorch: no final transposed convolution"),
-        (["--layout=enet_pytorc"], 2, "expected enet_torch7, enet_pytorch"),
+        (["--layout=enet_pytorc"], 2, "enet_pytorch, enet_torch7"),
         (["--layout=segjax.weights.resnet:atrous"], 2, "is a function, expected a segjax.weights.engine.Public"),
         (["--to=enet_torch7"], 2, "read only"),
         (["--to=enet_pytorch"], 4, "holds no segjax parameters"),
@@ -82,7 +82,7 @@ def test_bad_files_end_in_one_line(goldens, tmp_path, capsys):
     safetensors_io.write(tmp_path / "odd.safetensors", {"some.weight": np.zeros(2)})
     for name, message in (
         ("cut.pth", "not a complete torch checkpoint"),
-        ("odd.safetensors", "0 known layouts fit"),
+        ("odd.safetensors", "none of deeplabv2_resnet"),
         ("no.pth", "no such file"),
     ):
         assert _convert(f"--input={tmp_path / name}", output) == 4

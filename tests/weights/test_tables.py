@@ -34,7 +34,7 @@ class Golden:
     def __init__(self, folder, file):
         self.public = FILES[file]
         self.source, _ = wrappers.read_state(folder / file)
-        self.spec = self.public.model(self.source)
+        self.spec = self.public.model(self.source, {})
         where = (folder / file).parent
         self.arrays = {key: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for key, x in np.load(where / "golden.npz").items()}
         self.facts = json.loads((where / "arrays.json").read_text())
@@ -172,17 +172,17 @@ def test_the_wrong_network_gives_both_lists(goldens):
         engine.to_segjax(golden.source, ENET_PYTORCH.layout(()), enet.shapes(enet.net()))
     for public in (ENET_PYTORCH, ENET_TORCH7, DEEPLABV2_VGG16):
         with pytest.raises(WeightsError, match=public.name):
-            public.model(golden.source)
+            public.model(golden.source, {})
     for public in (RESNET_TORCHVISION, DEEPLABV2_RESNET):
         with pytest.raises(WeightsError, match=public.name):
-            public.model(enet.source)
+            public.model(enet.source, {})
 
 
 def test_real_torch7_enet_equals_an_independent_implementation(real_data):
     pytest.importorskip("torchfile")
     reference = np.load(real_data / "reference" / "enet_cityscapes_0016E5_07959.npz")
     source, epsilon = torch7.read(real_data / "weights" / "enet_cityscapes_torch7" / "enet-model.net")
-    spec = ENET_TORCH7.model(source)
+    spec = ENET_TORCH7.model(source, {})
     assert epsilon == 1e-3 and spec["num_classes"] == 20
     net = ENet(spec["num_classes"], spec["layout"])
     like = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
