@@ -211,7 +211,7 @@ def _assemble(name: str, seed: int, spec: Mapping[str, Any]) -> Stage:
     _check_spec(spec, where)
     arguments = {key: value for key, value in spec["model"].items() if key not in WEIGHT_KEYS}
     if "dtype" in arguments:
-        arguments["dtype"] = _dtype(arguments["dtype"], f"{where}.model.dtype")
+        arguments["dtype"] = compute_dtype(arguments["dtype"], f"{where}.model.dtype")
     model = resolve(arguments, f"{where}.model")
     # The schedule ends with the stage unless the config says otherwise (FDA decays over 150 000 steps and stops at 100 000).
     optimizer = call(optim.make_optimizer, {"total_steps": spec["steps"], **spec["optimizer"]}, f"{where}.optimizer")
@@ -239,7 +239,8 @@ def _check_spec(spec: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}.data lacks source: a labelled data set is needed")
 
 
-def _dtype(name: str, where: str) -> Any:
+def compute_dtype(name: str, where: str) -> Any:
+    """The type of that name. ConfigError on one that no network computes in."""
     known = ("float32", "bfloat16", "float16")
     if name not in known:
         raise ConfigError(f"{where}={name!r}: {_nearest(str(name), known)}")
