@@ -1,10 +1,11 @@
-"""Batch normalisation's own gradient against autodiff of the plain formula."""
+"""The normalisations and their own gradients against autodiff of the plain formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from segjax.ops.normalization import batch_norm
+from segjax.ops.normalization import batch_norm, group_norm, layer_norm
 
 
 def plain(x, scale, bias, epsilon):
@@ -31,3 +32,27 @@ def test_constant_channel_and_bfloat16_stay_finite():
     assert y.dtype == jnp.bfloat16 and mean.dtype == var.dtype == jnp.float32 and float(var[0]) == 0.0
     gradient = jax.grad(lambda x: batch_norm(x, jnp.ones(3), jnp.zeros(3), 1e-5)[0].astype(jnp.float32).sum())(x)
     assert np.isfinite(np.asarray(gradient, np.float32)).all()
+
+
+def plain_layer(x, scale, bias, epsilon):
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + epsilon) * scale + bias
+
+
+def plain_group(x, scale, bias, epsilon, groups=2):
+    parts = jnp.split(x, groups, -1)
+    axes = tuple(range(1, x.ndim))
+    normal = [(p - p.mean(axes, keepdims=True)) / jnp.sqrt(p.var(axes, keepdims=True) + epsilon) for p in parts]
+    return jnp.concatenate(normal, -1) * scale + bias
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(layer_norm, plain_layer), (lambda *a: group_norm(*a, groups=2), plain_group)])
+def test_layer_and_group_norm_equal_their_formulas(ours, theirs):
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(40.0, 2.0, (3, 5, 4, 6)), jnp.float32)  # a mean far from zero: one-pass variances lose it
+    scale, bias, weight = (jnp.asarray(rng.normal(1, 0.5, shape), jnp.float32) for shape in ((6,), (6,), x.shape))
+    loss = lambda f: lambda *a: jnp.sum(weight * jnp.sin(f(*a, 1e-5)))
+    np.testing.assert_allclose(ours(x, scale, bias, 1e-5), theirs(x, scale, bias, 1e-5), atol=2e-5)
+    gradients = (jax.grad(loss(f), argnums=(0, 1, 2))(x, scale, bias) for f in (ours, theirs))
+    for mine, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, other, atol=2e-4)
+    assert ours(x.astype(jnp.bfloat16), scale, bias, 1e-5).dtype == jnp.bfloat16

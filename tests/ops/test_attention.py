@@ -1,0 +1,59 @@
+"""Attention against a float64 recomputation: masks, causality, scale, gradients, and the form that other platforms take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.ops import attention as ops
+
+
+def _inputs(n=5, m=7, heads=2, d=8, e=8):
+    rng = np.random.default_rng(0)
+    return tuple(rng.standard_normal((3, length, heads, size)).astype(np.float32) for length, size in ((n, d), (m, d), (m, e)))
+
+
+def _expected(query, key, value, scale, mask):
+    logits = np.einsum("bnhd,bmhd->bhnm", query.astype(np.float64), key) * scale
+    logits = np.where(mask, logits, -np.inf)
+    weight = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhnm,bmhe->bnhe", weight / weight.sum(-1, keepdims=True), value)
+
+
+@pytest.mark.parametrize(("scale", "masked", "causal"), [(None, False, False), (0.3, True, False), (None, False, True), (None, True, True)])
+def test_equals_the_formula(scale, masked, causal):
+    query, key, value = _inputs(n=7)
+    mask = np.random.default_rng(1).random((3, 1, 7, 7)) < 0.7
+    mask[..., 0] = True  # every row may attend somewhere
+    allowed = mask if masked else np.ones((1, 1, 7, 7), bool)
+    allowed = allowed & np.tril(np.ones((7, 7), bool)) if causal else allowed
+    got = jax.jit(lambda *a: ops.attention(*a, scale=scale, mask=jnp.asarray(mask) if masked else None, causal=causal))(query, key, value)
+    np.testing.assert_allclose(got, _expected(query, key, value, scale or 8**-0.5, allowed), atol=1e-6)
+
+
+def test_values_of_another_width_and_other_lengths():
+    query, key, value = _inputs(e=3)
+    got = ops.attention(query, key, value)
+    assert got.shape == (3, 5, 2, 3)
+    np.testing.assert_allclose(got, _expected(query, key, value, 8**-0.5, True), atol=1e-6)
+
+
+def test_both_forms_agree_with_their_gradients():
+    arrays = _inputs()
+    weight = np.random.default_rng(2).standard_normal((3, 5, 2, 8)).astype(np.float32)
+    ours = jax.value_and_grad(lambda a: jnp.sum(ops.attention(*a) * weight))(arrays)
+    theirs = jax.value_and_grad(lambda a: jnp.sum(jax.nn.dot_product_attention(*a) * weight))(arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
+
+
+def test_a_row_that_may_attend_nowhere_stays_finite():
+    query, key, value = _inputs()
+    got = ops.attention(query, key, value, mask=jnp.zeros((1, 1, 5, 7), bool))
+    np.testing.assert_allclose(got, np.broadcast_to(value.mean(1, keepdims=True), got.shape), atol=1e-6)
+
+
+def test_half_precision_keeps_its_type_and_a_float32_softmax():
+    query, key, value = _inputs()
+    half = ops.attention(*(jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(half, np.float32), _expected(query, key, value, 8**-0.5, True), atol=3e-2)
