@@ -15,8 +15,8 @@ class Dataset:
     """Random-access examples: `len(ds)`, `ds[i] -> Example`, `ds.label_space`, `ds.labelled`, `ds.unlabelled()`.
 
     `ds.name(i)` reads nothing; `ds.label(i)` and `ds.image(i)` decode that half alone and equal `ds[i]["label"]` and `ds[i]["image"]`.
-    A subclass gives `__len__`, `__repr__` (deterministic) and `_load(index)`, and `_name`, `_image` and `_label` where they are cheaper
-    than the whole example (index in 0 .. len - 1 for all of them). With `cache=True` each example stays in memory once loaded
+    A subclass gives `__len__`, `__repr__` (deterministic) and `_load(index)`, and `_name`, `_image`, `_label` and `_image_size` where they
+    are cheaper than the whole example (index in 0 .. len - 1 for all of them). With `cache=True` each example stays in memory once loaded
     (arrays read-only, every worker process with its own copy): worth it when the decoded set fits, as in runs on a CPU.
     """
 
@@ -40,6 +40,10 @@ class Dataset:
 
     def _label(self, index: int) -> np.ndarray:
         return self._load(index)["label"]
+
+    def _image_size(self, index: int) -> tuple[int, int]:
+        height, width = self._image(index).shape[:2]
+        return height, width
 
     def __getitem__(self, index: int) -> Example:
         index = self._position(index)
@@ -68,6 +72,16 @@ class Dataset:
         if not self.labelled:
             raise DataError(f"{self!r} is unlabelled, so {self._name(index)} has no label: set the labels folder, or labelled=True")
         return self._cache[index]["label"] if self._cache and index in self._cache else self._label(index)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the example's image; a file's header is enough where there is one."""
+        index = self._position(index)
+        height, width = self._cache[index]["image"].shape[:2] if self._cache and index in self._cache else self._image_size(index)
+        return height, width
+
+    def encoded_image(self, index: int) -> bytes | None:
+        """The image file's own bytes when decoding them gives exactly `image(index)` (upright 8-bit RGB, no resize), else None."""
+        return None
 
     def _position(self, index: int) -> int:
         index = int(index)

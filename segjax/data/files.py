@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from segjax.data import png16
 from segjax.errors import DataError
 
 
@@ -31,6 +32,22 @@ def read_image(path: "str | pathlib.Path") -> np.ndarray:
             raise _damaged(path, error) from error
 
 
+def read_image_size(path: "str | pathlib.Path") -> tuple[int, int]:
+    """(height, width) of what `read_image` gives, from the file's header alone. DataError when it is no image."""
+    with _open(path) as image:
+        # EXIF orientations 5 to 8 are quarter turns.
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def plain_rgb_bytes(path: "str | pathlib.Path") -> bytes | None:
+    """The bytes of a JPEG or PNG file that needs no conversion to be read: 8-bit RGB, upright; None for any other."""
+    content = pathlib.Path(path).read_bytes()
+    with _open(path) as image:
+        plain = image.format in ("JPEG", "PNG") and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+    return content if plain and not png16.is_rgb16(path) else None
+
+
 def read_label(path: "str | pathlib.Path") -> np.ndarray:
     """Read a label PNG's values as stored, uint8 [H,W]: grey values or palette indices, never converted.
 
@@ -48,6 +65,54 @@ def read_label(path: "str | pathlib.Path") -> np.ndarray:
             return np.array(image)
         except Exception as error:  # PIL raises whatever a damaged file leads it into
             raise _damaged(path, error) from error
+
+
+def read_wide_label(path: "str | pathlib.Path") -> np.ndarray:
+    """Read ids from the first channel of a 16-bit RGB PNG (SYNTHIA's GT/LABELS) or from an 8-bit copy, uint8 [H,W].
+
+    DataError when the file is damaged, neither of the two, or holds an id above 255.
+    """
+    with _open(path) as image:
+        mode = image.mode
+    if mode in ("L", "P"):
+        return read_label(path)
+    if not png16.is_rgb16(path):
+        raise Unreadable(
+            f"{path} is an 8-bit picture ({mode}), expected a 16-bit RGB PNG with the class in its first channel, or one 8-bit channel of "
+            "ids: use SYNTHIA's GT/LABELS, not GT/COLOR and no copy that an image program saved"
+        )
+    try:
+        ids = png16.read_first_channel(path)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if ids.max() > 255:
+        raise BadIds(f"{path}: its first channel holds {ids.max()}, expected class ids below 256: is this the depth or the instance file?")
+    return ids.astype(np.uint8)
+
+
+def read_colour_label(path: "str | pathlib.Path", colours: tuple, name: str) -> np.ndarray:
+    """Read a label drawn in colours as indices into `colours`, uint8 [H,W]; alpha is dropped. name: of the colours, for errors.
+
+    Colours match exactly or not at all. DataError when the file is damaged or has no colours; BadIds names the colours that are unknown.
+    """
+    with _open(path) as image:
+        if image.mode not in ("RGB", "RGBA", "P"):
+            raise Unreadable(f"{path} has mode {image.mode}, expected a picture in the colours of {name}: ids need an encoding of ids")
+        try:
+            pixels = np.array(image.convert("RGBA"))[..., :3].astype(np.uint32)
+        except Exception as error:  # PIL raises whatever a damaged file leads it into
+            raise _damaged(path, error) from error
+    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    known = np.array([r << 16 | g << 8 | b for r, g, b in colours], np.uint32)
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
+    strange = known[order][place] != codes
+    if strange.any():
+        found, counts = np.unique(codes[strange], return_counts=True)
+        first = ", ".join(f"#{found[k]:06x} ({counts[k]} pixels)" for k in np.argsort(-counts, kind="stable")[:5])
+        cause = "a photograph, a JPEG, or resized with blending?" if len(found) > 40 else "add them to the encoding (null: ignore)"
+        raise BadIds(f"{path}: {len(found)} colours are not in {name}, most often {first}: {cause}")
+    return order.astype(np.uint8)[place]
 
 
 def _open(path) -> Image.Image:

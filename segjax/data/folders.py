@@ -1,13 +1,14 @@
 """Images and labels in folders or list files, with an error that names the file for everything that goes wrong in practice."""
 
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
-from segjax.data import label_spaces
+from segjax.data import encodings, files, label_spaces
 from segjax.data.dataset import Dataset, Example
-from segjax.data.files import BadIds, SizeMismatch, read_image, read_label
-from segjax.data.pairing import pair_folders, read_list, unpaired_message
+from segjax.data.files import BadIds, SizeMismatch, read_image
+from segjax.data.pairing import Choice, pair_folders, read_list, unpaired_message
 from segjax.data.transforms import resize_image, resize_label
 from segjax.errors import DataError
 
@@ -15,10 +16,11 @@ from segjax.errors import DataError
 class FolderDataset(Dataset):
     """Pairs of image and label files.
 
-    images: folder, searched with its sub-folders. labels: folder of label PNGs; None leaves the set unlabelled. Files pair by relative path
-    without the suffixes of the public layouts (`_leftImg8bit`, `_gtFine_labelIds`, `_rgb_anon`, `_gt_labelTrainIds`, `_train_id`).
-    file_list: a text file of "image label" lines, paths relative to it (or to `images`); a line of one word has no label.
-    label_space, encoding: what a label's values mean (`label_spaces.decode_table`). include, exclude: keep or drop names by substring.
+    images: folder, searched with its sub-folders, or with those in `folders` alone. labels: folder of label PNGs; None leaves the set
+    unlabelled. Files pair by relative path without the suffixes of the public layouts (`_leftImg8bit`, `_gtFine_labelIds`, `_rgb_anon`,
+    `_gt_labelTrainIds`, `_train_id`). file_list: a text file of "image label" lines, paths relative to it (or to `images`); a line of one
+    word has no label. label_space, encoding: what a label's values mean (`encodings.get`: a name, a map, or a JSON file of ids or colours).
+    include, exclude: keep or drop names by substring. names: keep these alone, file names with or without suffix, or a text file of them.
     resize: (height, width) of every example, image bilinear, label nearest. labelled=False never opens a label. cache: see Dataset.
     strict=False keeps the complete pairs and lists the rest in `unpaired` (images, labels), which `data check` prints.
 
@@ -28,14 +30,16 @@ class FolderDataset(Dataset):
 
     def __init__(
         self,
-        images: str | None = None,
-        labels: str | None = None,
+        images: "str | pathlib.Path | None" = None,
+        labels: "str | pathlib.Path | None" = None,
         *,
         label_space="cityscapes19",
-        encoding: str | None = None,
+        encoding=None,
         file_list: str | None = None,
+        folders: Iterable[str] = (),
         include=(),
         exclude=(),
+        names: "str | Iterable[str] | None" = None,
         resize: tuple[int, int] | None = None,
         labelled: bool = True,
         cache: bool = False,
@@ -43,34 +47,31 @@ class FolderDataset(Dataset):
     ):
         super().__init__(cache)
         self.label_space = label_spaces.get(label_space)
-        self.encoding = encoding or label_spaces.default_encoding(self.label_space)
+        self.stored = encodings.get(encoding, self.label_space)
+        self.encoding = self.stored.name
         self.resize: tuple[int, int] | None = None
         if resize:
             height, width = resize
             self.resize = (height, width)
-        self._table = label_spaces.decode_table(self.label_space, self.encoding)
-        self._valid = label_spaces.valid_ids(self.label_space, self.encoding)
+        self._table = encodings.decode_table(self.label_space, self.stored)
+        self._valid = encodings.valid_ids(self.label_space, self.stored)
         self.unpaired: tuple[list[str], ...] = ([], [])
+        choose = Choice(include, exclude, names)
         if file_list:
-            pairs, self.root = read_list(file_list, images, labelled)
+            pairs, self.root = read_list(file_list, str(images) if images else None, labelled)
         elif images:
-            pairs, *unpaired = pair_folders(images, labels if labelled else None, encoding=self.encoding)
-            self.root, self.unpaired = pathlib.Path(images), tuple(unpaired)
-            if strict and any(unpaired):
-                raise DataError(unpaired_message(images, labels, *unpaired))
+            pairs, *unpaired = pair_folders(images, labels if labelled else None, kind=self.stored.files, folders=tuple(folders))
+            self.root, self.unpaired = (
+                pathlib.Path(images),
+                tuple([n for n in side if choose(pathlib.PurePath(n).name)] for side in unpaired),
+            )
+            if strict and any(self.unpaired):
+                raise DataError(unpaired_message(images, labels, *self.unpaired))
         else:
             raise DataError("a folder data set needs `images` (a folder) or `file_list` (a text file of 'image label' lines)")
-        include, exclude = _words(include), _words(exclude)
-        chosen = [
-            (image, label)
-            for image, label in pairs
-            if (not include or any(word in str(image.name) for word in include)) and not any(word in image.name for word in exclude)
-        ]
+        chosen = [(image, label) for image, label in pairs if choose(image.name)]
         if not chosen:
-            raise DataError(
-                f"no image left in {file_list or images}: of {len(pairs)} found, include={include} exclude={exclude} keep none; "
-                "check the filters"
-            )
+            raise DataError(f"no image left in {file_list or images}: of {len(pairs)} found, {choose} keep none; check the filters")
         self.labelled = labelled and any(label is not None for _, label in chosen)
         if self.labelled and (missing := [str(image) for image, label in chosen if label is None]):
             raise DataError(f"{len(missing)} images have no label in {file_list}, first {missing[:10]}: add them or set labelled=False")
@@ -81,13 +82,23 @@ class FolderDataset(Dataset):
 
     def __repr__(self) -> str:
         return (
-            f"FolderDataset({self.root}, {len(self)} examples, {self.label_space.name}, {self.encoding}, "
+            f"{type(self).__name__}({self.root}, {len(self)} examples, {self.label_space.name}, {self.encoding}, "
             f"resize={self.resize}, labelled={self.labelled})"
         )
 
+    def encoded_image(self, index: int) -> bytes | None:
+        if self.resize:
+            return None
+        return files.plain_rgb_bytes(self.pairs[self._position(index)][0])
+
     def raw_label(self, index: int) -> np.ndarray:
-        """The label file's values before decoding, uint8 [H,W]. DataError unless it is one 8-bit channel (grey or palette)."""
-        return read_label(self._label_path(index))
+        """The label file's values before decoding, uint8 [H,W]; of a colour encoding, the indices into `stored.colours`."""
+        return self._read_raw(self._label_path(self._position(index)))
+
+    def _read_raw(self, path: pathlib.Path) -> np.ndarray:
+        if self.stored.colours:
+            return files.read_colour_label(path, self.stored.colours, self.encoding)
+        return files.read_wide_label(path) if self.stored.wide else files.read_label(path)
 
     def _name(self, index: int) -> str:
         """The image's path relative to the data set's folder, with forward slashes."""
@@ -98,9 +109,12 @@ class FolderDataset(Dataset):
         image = read_image(self.pairs[index][0])
         return resize_image(image, self.resize) if self.resize else image
 
+    def _image_size(self, index: int) -> tuple[int, int]:
+        return self.resize or read_image_size(self.pairs[index][0])
+
     def _label(self, index: int) -> np.ndarray:
         path = self._label_path(index)
-        label = self._decode(read_label(path), path)
+        label = self._decode(self._read_raw(path), path)
         return resize_label(label, self.resize) if self.resize else label
 
     def _label_path(self, index: int) -> pathlib.Path:
@@ -115,7 +129,7 @@ class FolderDataset(Dataset):
         example = {"image": image, "name": self._name(index)}
         if self.labelled:
             label_path = self._label_path(index)
-            raw = read_label(label_path)
+            raw = self._read_raw(label_path)
             if raw.shape != image.shape[:2]:
                 raise SizeMismatch(
                     f"{label_path} is {raw.shape[1]}x{raw.shape[0]} but {image_path} is {image.shape[1]}x{image.shape[0]}: "
@@ -138,20 +152,29 @@ class FolderDataset(Dataset):
 def bad_ids_message(path, found: np.ndarray, valid: np.ndarray, space: label_spaces.LabelSpace, encoding: str) -> str:
     """One line: the file, the ids found and expected, and the likely cause. found: sorted unique raw values; valid: bool [256]."""
     wrong = found[~valid[found]].tolist()
-    if encoding != "labelId" and found.max() <= 33:
+    largest = int(found[found < 255].max(initial=0))
+    if encoding not in ("labelId", "gta5") and largest <= 34:
         cause = "these look like Cityscapes label ids: set encoding='labelId'"
-    elif encoding == "labelId" and found.max() <= 65:
-        cause = "these look like Mapillary ids: set encoding='mapillary'"
+    elif encoding in ("labelId", "gta5") and largest <= 65:
+        cause = "these look like Mapillary ids: set encoding='mapillary_v1.2'"
+    elif encoding == "mapillary_v1.2" and largest <= 123:
+        cause = "these look like Mapillary v2.0 ids: set encoding='mapillary_v2.0'"
     elif not valid[found].any() or len(wrong) > 3:
         cause = "this looks like a colour or grey picture of the label: use the file that holds ids"
     else:
-        cause = "fix the file, or choose the encoding that it was written with"
-    expected = np.flatnonzero(valid).tolist()
+        cause = "fix the file, or choose the encoding that it was written with (a JSON file of ids for your own)"
     return (
         f"{path}: label ids {wrong[:12]} are out of range for {space.name} encoded as {encoding!r} "
-        f"(found {found.tolist()[:20]}, expected {expected[0]}..{expected[-2]} or {expected[-1]}): {cause}"
+        f"(found {found.tolist()[:20]}, expected {_ranges(np.flatnonzero(valid).tolist())}): {cause}"
     )
 
 
-def _words(value) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _ranges(ids: list[int]) -> str:
+    """Sorted ids in words: 0..18 or 255."""
+    runs: list[list[int]] = []
+    for value in ids:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return " or ".join(f"{a}..{b}" if b > a else str(a) for a, b in runs)

@@ -1,4 +1,4 @@
-"""Label spaces: class names, palettes, and the integer maps from raw ids to train ids and from one space to another."""
+"""Label spaces: class names, palettes, and the maps from one space to another."""
 
 import dataclasses
 import difflib
@@ -99,22 +99,9 @@ _TO_CAMVID = {
 }
 _FROM_CAMVID = {"tree": "vegetation", "sign": "traffic sign", "pedestrian": "person", "bicyclist": "bicycle"}
 
-_LABEL_IDS = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True))
-_SYNTHIA_IDS = dict(zip((3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11), range(19), strict=True))
-_MAPILLARY_IDS = {13: 0, 24: 0, 41: 0, 2: 1, 15: 1, 17: 2, 6: 3, 3: 4, 45: 5, 47: 5, 48: 6, 50: 7, 30: 8, 29: 9, 27: 10, 19: 11}
-_MAPILLARY_IDS |= {20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17, 52: 18}
-# encoding -> (the space its ids mean, raw id -> train id there, every raw id that may occur)
-_ENCODINGS = {
-    "cityscapes_trainId": ("cityscapes19", {k: k for k in range(19)}, (*range(19), IGNORE)),
-    "labelId": ("cityscapes19", _LABEL_IDS, (*range(35), IGNORE)),
-    "synthia": ("cityscapes19", _SYNTHIA_IDS, (*range(23), IGNORE)),
-    "mapillary": ("cityscapes19", _MAPILLARY_IDS, (*range(66), IGNORE)),
-    "camvid": ("camvid11", {k: k for k in range(11)}, (*range(12), IGNORE)),
-}
-ENCODINGS = ("trainId", *_ENCODINGS)
 
-
-def _nearest(kind: str, name: str, known) -> ConfigError:
+def nearest(kind: str, name: str, known) -> ConfigError:
+    """The error for a name that is unknown, with the nearest one that is known."""
     close = difflib.get_close_matches(str(name), list(known), 1, 0.0)
     return ConfigError(f"{kind} {name!r} is unknown: did you mean {close[0]!r}? Known: {', '.join(known)}")
 
@@ -124,13 +111,8 @@ def get(name: "str | LabelSpace") -> LabelSpace:
     if isinstance(name, LabelSpace):
         return name
     if name not in LABEL_SPACES:
-        raise _nearest("label space", name, LABEL_SPACES)
+        raise nearest("label space", name, LABEL_SPACES)
     return LABEL_SPACES[name]
-
-
-def default_encoding(space: "str | LabelSpace") -> str:
-    """The raw ids that a space's own data set is usually stored with: CamVid writes void as 11, the others are train ids."""
-    return "camvid" if get(space).name == "camvid11" else "trainId"
 
 
 def mapping(from_space: "str | LabelSpace", to_space: "str | LabelSpace") -> np.ndarray:
@@ -147,46 +129,3 @@ def mapping(from_space: "str | LabelSpace", to_space: "str | LabelSpace") -> np.
         if counterpart in to_space.classes:
             table[index] = to_space.classes.index(counterpart)
     return table
-
-
-def decode_table(space: "str | LabelSpace", encoding: str | None = None) -> np.ndarray:
-    """Lookup table uint8 [256] from a raw label value to a train id of `space`, 255 for everything that is not a class of it.
-
-    encoding: "trainId" (the space's own ids), "labelId" (Cityscapes and GTA5), "cityscapes_trainId", "synthia", "mapillary" (v1.2),
-    "camvid"; None is the space's default. The raw ids that are legal at all are `valid_ids`. ConfigError on an unknown encoding.
-    """
-    space = get(space)
-    encoding = encoding or default_encoding(space)
-    table = np.full(256, IGNORE, np.uint8)
-    if encoding == "trainId":
-        table[: space.num_classes] = np.arange(space.num_classes)
-        return table
-    if encoding not in _ENCODINGS:
-        raise _nearest("label encoding", encoding, ENCODINGS)
-    native, ids, _ = _ENCODINGS[encoding]
-    onward = mapping(native, space)
-    for raw, train in ids.items():
-        table[raw] = onward[train]
-    return table
-
-
-def valid_ids(space: "str | LabelSpace", encoding: str | None = None) -> np.ndarray:
-    """Bool [256]: the raw values that may occur in a label of this encoding, void ones and 255 included."""
-    space = get(space)
-    encoding = encoding or default_encoding(space)
-    valid = np.zeros(256, bool)
-    if encoding == "trainId":
-        valid[[*range(space.num_classes), IGNORE]] = True
-        return valid
-    if encoding not in _ENCODINGS:
-        raise _nearest("label encoding", encoding, ENCODINGS)
-    valid[list(_ENCODINGS[encoding][2])] = True
-    return valid
-
-
-def encode_labelid(label: np.ndarray) -> np.ndarray:
-    """Cityscapes train ids (255 = ignore) -> the label ids that its evaluation server wants (ignore -> 0); uint8, same shape."""
-    table = np.zeros(256, np.uint8)
-    for raw, train in _LABEL_IDS.items():
-        table[train] = raw
-    return table[label]

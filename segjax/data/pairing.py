@@ -1,29 +1,39 @@
 """Which label file belongs to which image: by folder layout or by list file."""
 
 import pathlib
+from collections.abc import Iterable
 
 from segjax.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _IMAGE_TAGS = ("_leftImg8bit", "_rgb_anon", "_image")
-_TRAIN_ID_TAGS = ("_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds", "_gt_labelTrainIds", "_labelTrainIds", "_train_id")
-_LABEL_ID_TAGS = ("_gtFine_labelIds", "_gtCoarse_labelIds", "_gt_labelIds", "_labelIds")
-_OTHER_TAGS = ("_color", "_instanceIds", "_instanceTrainIds", "_invIds", "_train_color", "_invGray")
+_LABEL_TAGS = {
+    "trainId": ("_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds", "_gt_labelTrainIds", "_labelTrainIds", "_train_id"),
+    "labelId": ("_gtFine_labelIds", "_gtCoarse_labelIds", "_gt_labelIds", "_labelIds"),
+    "color": ("_gtFine_color", "_gtCoarse_color", "_gt_labelColor", "_train_color", "_color", "_L"),
+}
+_OTHER_TAGS = ("_instanceIds", "_instanceTrainIds", "_invIds", "_invGray")
 
 Pair = tuple[pathlib.Path, pathlib.Path | None]
 
 
-def pair_folders(images: str, labels: str | None, *, encoding: str = "trainId") -> tuple[list[Pair], list[str], list[str]]:
+def pair_folders(
+    images: str, labels: str | None, *, kind: str = "trainId", folders: tuple[str, ...] = ()
+) -> tuple[list[Pair], list[str], list[str]]:
     """Pair images with the labels of the same relative name: (pairs sorted by name, images without a label, labels without an image).
 
-    Suffixes of the public layouts are ignored in the comparison. Where both label-id and train-id files lie side by side, encoding decides.
+    Suffixes of the public layouts are ignored in the comparison. Where several kinds of label lie side by side ("trainId", "labelId" and
+    "color" files), `kind` decides. folders: look into these sub-folders of both sides alone.
     DataError: a folder that is missing or empty, two files of one name.
     """
-    found = _index(pathlib.Path(images), _IMAGE_TAGS, (), "image")
+    found = _index(pathlib.Path(images), folders, {tag: 0 for tag in _IMAGE_TAGS}, (), "image")
     if labels is None:
         return [(path, None) for _, path in sorted(found.items())], [], []
-    wanted, unwanted = (_LABEL_ID_TAGS, _TRAIN_ID_TAGS) if encoding == "labelId" else (_TRAIN_ID_TAGS, _LABEL_ID_TAGS)
-    truth = _index(pathlib.Path(labels), wanted + unwanted, unwanted, "label")
+    ids = {tag: int(other != kind) for other in ("trainId", "labelId") for tag in _LABEL_TAGS[other]}
+    colours = _LABEL_TAGS["color"]
+    drop = _OTHER_TAGS + (() if kind == "color" else tuple(tag for tag in colours if tag != "_L"))
+    tags = ids | dict.fromkeys(colours, 0) if kind == "color" else ids
+    truth = _index(pathlib.Path(labels), folders, tags, drop, "label")
     alone, orphan = sorted(set(found) - set(truth)), sorted(set(truth) - set(found))
     return [(path, truth[key]) for key, path in sorted(found.items()) if key in truth], alone, orphan
 
@@ -71,22 +81,53 @@ def read_list(file_list: str, root: str | None = None, labelled: bool = True) ->
     return pairs, base
 
 
-def _index(folder: pathlib.Path, strip: tuple[str, ...], drop: tuple[str, ...], kind: str) -> dict[str, pathlib.Path]:
-    """Relative name without layout suffixes -> file. Files tagged with `drop` count only where the folder has no other for that name."""
-    if not folder.is_dir():
-        raise DataError(f"{kind} folder {folder} does not exist: check the path")
-    found: dict[str, pathlib.Path] = {}
-    second: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir() or (kind == "label" and path.stem.endswith(_OTHER_TAGS)):
-            continue
-        tag = next((tag for tag in strip if path.stem.endswith(tag)), "")
-        key = (path.relative_to(folder).parent / path.stem.removesuffix(tag)).as_posix()
-        into = second if tag and tag in drop else found
-        if key in into:
-            raise DataError(f"two {kind} files share one name: {into[key]} and {path}: keep one of them")
-        into[key] = path
-    found = second | found
-    if not found:
-        raise DataError(f"{kind} folder {folder} holds no image file ({', '.join(IMAGE_SUFFIXES)}): check the path")
-    return found
+def _index(folder: pathlib.Path, below: tuple[str, ...], tags: dict[str, int], drop: tuple[str, ...], kind: str) -> dict[str, pathlib.Path]:
+    """Relative name without layout suffixes -> file. tags: suffix -> 0, or 1 for files that count only where a name has no other."""
+    found: tuple[dict[str, pathlib.Path], ...] = ({}, {})
+    for start in (folder / name for name in below) if below else (folder,):
+        if not start.is_dir():
+            raise DataError(f"{kind} folder {start} does not exist: check the path")
+        for path in sorted(start.rglob("*")):
+            if path.suffix.lower() not in IMAGE_SUFFIXES or path.stem.endswith(drop) or path.is_dir():
+                continue
+            tag = next((tag for tag in tags if path.stem.endswith(tag)), "")
+            key = (path.relative_to(folder).parent / path.stem.removesuffix(tag)).as_posix()
+            into = found[tags.get(tag, 0)]
+            if key in into:
+                raise DataError(f"two {kind} files share one name: {into[key]} and {path}: keep one of them")
+            into[key] = path
+    if not any(found):
+        where = f" ({', '.join(below)})" if below else ""
+        raise DataError(f"{kind} folder {folder}{where} holds no image file ({', '.join(IMAGE_SUFFIXES)}): check the path")
+    return found[1] | found[0]
+
+
+class Choice:
+    """Which file names a data set keeps: include and exclude by substring, names by whole stem."""
+
+    def __init__(self, include, exclude, names):
+        self.include, self.exclude = _words(include), _words(exclude)
+        self.names = None if names is None else frozenset(pathlib.PurePath(name).stem for name in _lines(names))
+
+    def __call__(self, name: str) -> bool:
+        wanted = not self.include or any(word in name for word in self.include)
+        listed = self.names is None or pathlib.PurePath(name).stem in self.names
+        return wanted and listed and not any(word in name for word in self.exclude)
+
+    def __str__(self) -> str:
+        listed = "" if self.names is None else f" names={sorted(self.names)[:3]}... ({len(self.names)})"
+        return f"include={self.include} exclude={self.exclude}{listed}"
+
+
+def _words(value) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _lines(names: "str | Iterable[str]") -> list[str]:
+    """File names as given, or the first word of each line of the text file that they stand in."""
+    if not isinstance(names, str):
+        return [str(name) for name in names]
+    try:
+        return [line.split()[0] for line in pathlib.Path(names).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"names={names} cannot be read as a text file of image names ({error}): check the path") from error

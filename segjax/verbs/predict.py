@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from segjax.data import folders, label_spaces, transforms
+from segjax.data import encodings, folders, label_spaces, transforms
 from segjax.errors import ConfigError, DataError
 from segjax.ops import resize
 from segjax.typing import IGNORE
@@ -79,4 +79,4 @@ def _encoder(ids: str, space: label_spaces.LabelSpace):
         raise ConfigError(f"--ids=labelId: {space.name} is no part of Cityscapes; use --ids=trainId or --ids=color")
     table = np.full(256, IGNORE, np.uint8)
     table[: space.num_classes] = label_spaces.mapping(space, cityscapes)
-    return lambda label: label_spaces.encode_labelid(table[label])
+    return lambda label: encodings.encode_labelid(table[label])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from segjax.data import encodings as en
 from segjax.data import label_spaces as ls
 from segjax.errors import ConfigError
 
@@ -22,24 +23,24 @@ def test_unknown_names_say_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'cityscapes19'"):
         ls.get("cityscape19")
     with pytest.raises(ConfigError, match="did you mean 'labelId'"):
-        ls.decode_table("cityscapes19", "labelid")
+        en.decode_table("cityscapes19", "labelid")
 
 
 def test_label_ids_round_trip():
-    table = ls.decode_table("cityscapes19", "labelId")
+    table = en.decode_table("cityscapes19", "labelId")
     ids = np.arange(19, dtype=np.uint8)
-    assert (table[ls.encode_labelid(ids)] == ids).all()
+    assert (table[en.encode_labelid(ids)] == ids).all()
     assert table[[0, 6, 9, 10, 18, 29, 30]].tolist() == [255] * 7
     assert (table[[7, 8, 33]]).tolist() == [0, 1, 18]
-    assert ls.encode_labelid(np.array([255], np.uint8)).tolist() == [0]
-    assert not ls.valid_ids("cityscapes19", "labelId")[40]
+    assert en.encode_labelid(np.array([255], np.uint8)).tolist() == [0]
+    assert not en.valid_ids("cityscapes19", "labelId")[40]
 
 
 def test_camvid_void_and_default_encoding():
-    table = ls.decode_table("camvid11")
+    table = en.decode_table("camvid11")
     assert table[11] == 255 and table[:11].tolist() == list(range(11))
-    assert ls.valid_ids("camvid11")[11] and not ls.valid_ids("camvid11")[12]
-    assert not ls.valid_ids("cityscapes19")[19]
+    assert en.valid_ids("camvid11")[11] and not en.valid_ids("camvid11")[12]
+    assert not en.valid_ids("cityscapes19")[19]
 
 
 def test_cityscapes_to_camvid_is_the_reference_protocol():
@@ -56,8 +57,8 @@ def test_maps_through_encodings_and_spaces():
     assert ls.mapping("cityscapes19", "synthia16")[[0, 10, 13, 18]].tolist() == [0, 9, 12, 15]
     assert ls.mapping("synthia16", "synthia13")[[3, 4, 5]].tolist() == [255] * 3
     assert (ls.mapping("synthia16", "synthia16") == np.arange(16)).all()
-    assert ls.decode_table("cityscapes19", "camvid")[[0, 6, 10, 11]].tolist() == [10, 7, 18, 255]
+    assert en.decode_table("cityscapes19", "camvid")[[0, 6, 10, 11]].tolist() == [10, 7, 18, 255]
     # SYNTHIA's raw ids straight to its 16 contiguous classes, as the public lists have them.
     public = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 1: 9, 10: 10, 17: 11, 8: 12, 19: 13, 12: 14, 11: 15}
-    table = ls.decode_table("synthia16", "synthia")
+    table = en.decode_table("synthia16", "synthia")
     assert {raw: int(k) for raw, k in enumerate(table) if k != 255} == public

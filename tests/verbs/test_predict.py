@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segjax import cli
-from segjax.data import label_spaces
+from segjax.data import encodings, label_spaces
 from segjax.data.procedural import StreetScenes
 from segjax.errors import ConfigError
 from segjax.verbs import predict
@@ -53,7 +53,7 @@ def test_codes(finished, photographs, tmp_path):
         assert run(finished, photographs[0], tmp_path / ids, f"--ids={ids}", "--no-overlay") == 0
     train, label, colour = (read(tmp_path / ids) for ids in predict.IDS)
     for t, l, c in zip(train, label, colour, strict=True):
-        assert l.ndim == 2 and (l == label_spaces.encode_labelid(t)).all()
+        assert l.ndim == 2 and (l == encodings.encode_labelid(t)).all()
         assert (c == SPACE.colorize(t)).all()
     assert not list(tmp_path.glob("*/*_overlay.jpg"))
     assert sorted(path.name for path in (tmp_path / "labelId").iterdir())[0] == "city_000000_leftImg8bit.png"
