@@ -64,6 +64,9 @@ class StreetScenes(Dataset):
         example = {"image": image, "name": self._name(index)}
         return example | {"label": label} if self.labelled else example
 
+    def _image_size(self, index: int) -> tuple[int, int]:
+        return self.size
+
     def _name(self, index: int) -> str:
         return f"{self.look}-{self.split}-{index:05d}"
 

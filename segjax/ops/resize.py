@@ -77,3 +77,40 @@ def nearest(label: Array, size: tuple[int, int], *, half_pixel: bool = False) ->
         if length != size_in:
             label = jnp.take(label, index, axis=axis)
     return label
+
+
+def bilinear_within(x: Array, sizes: Array, canvas: tuple[int, int], align_corners: bool = False) -> Array:
+    """`bilinear` of row b of float [B,H,W,C] to sizes[b], at the top left of [B,*canvas,C]; what lies beyond repeats the last pixels.
+
+    sizes: int32 [B,2], (height, width) up to the canvas: data, not shapes, so one program serves all of them.
+    """
+    out = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    rows, columns = (
+        _weights(size_in, sizes[:, axis], length, align_corners, out.dtype)
+        for axis, (size_in, length) in enumerate(zip(x.shape[1:3], canvas, strict=True))
+    )
+    out = jnp.einsum("bmh,bhwc->bmwc", rows, out, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("bnw,bmwc->bmnc", columns, out, precision=lax.Precision.HIGHEST).astype(x.dtype)
+
+
+def _weights(size_in: int, sizes: Array, length: int, align_corners: bool, dtype) -> Array:
+    """`interpolation_matrix` from `size_in` to each of `sizes` [B], [B, length, size_in], the last row repeated. Positions are exact ratios."""
+    index, size = jnp.minimum(jnp.arange(length), sizes[:, None] - 1), sizes[:, None]
+    if align_corners:
+        over, under = index * (size_in - 1), jnp.maximum(size - 1, 1)
+    else:
+        over, under = jnp.maximum((2 * index + 1) * size_in - size, 0), 2 * size
+    low = jnp.minimum(over // under, size_in - 1)
+    share = ((over - low * under) / under).astype(dtype)[..., None]
+    pixel = jnp.arange(size_in)
+    at = lambda tap: (tap[..., None] == pixel).astype(dtype)
+    return (1 - share) * at(low) + share * at(jnp.minimum(low + 1, size_in - 1))
+
+
+def nearest_within(label: Array, sizes: Array, canvas: tuple[int, int]) -> Array:
+    """`nearest` of row b of [B,H,W] to sizes[b] (int32 [B,2], data), at the top left of [B,*canvas]; beyond it the last pixels repeat."""
+    for axis, length in zip((1, 2), canvas, strict=True):
+        size_in, size = label.shape[axis], sizes[:, axis - 1, None]
+        index = jnp.minimum(jnp.arange(length), size - 1) * size_in // size
+        label = jnp.take_along_axis(label, jnp.expand_dims(index, 3 - axis), axis=axis)
+    return label

@@ -1,5 +1,6 @@
 """What a score leaves behind: `eval/DATASET-SPLIT.json`, `.md`, `.png`, and the lines printed on the way."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.verbs.scoring import Score
+
+_NOT_IN_SYNTHIA = {"terrain", "truck", "train"}
 
 
 def as_json(score: Score, *, step: int | None, weights: str) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def as_json(score: Score, *, step: int | None, weights: str) -> dict[str, Any]:
         "confusion": score.confusion[:classes, :classes].tolist(),
         "misses": score.confusion[:classes, classes].tolist(),
         "size": list(trial.size) if trial.size else None,
-        "upsample": trial.upsample,
+        "inference": {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(trial.how).items()},
         "weights": weights,
     }
 
@@ -54,9 +57,20 @@ def markdown(result: Mapping[str, Any]) -> str:
     rows = [(name, percent(value)) for name, value in zip(result["classes"], result["iou"], strict=True)]
     rows += [(f"**{name}**", f"**{percent(value)}**") for name, value in result["means"].items()]
     title = f"{result['dataset']}-{result['split']}: {result['images']} images, {result['headline']} {percent(result['miou'])} %"
-    absent = [name for name, value in zip(result["classes"], result["iou"], strict=True) if value is None]
-    note = f"\nAbsent, left out of the means: {', '.join(absent)}.\n" if absent else ""
-    return f"# {title}\n\n{table(('class', 'IoU %'), rows)}\n{note}"
+    return f"# {title}\n\n{table(('class', 'IoU %'), rows)}\n{''.join(_notes(result))}"
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """What a mean hides: classes that it leaves out, and classes that the network never answers though they are there."""
+    confusion, misses, classes = np.asarray(result["confusion"]), np.asarray(result["misses"]), result["classes"]
+    absent = [name for name, value in zip(classes, result["iou"], strict=True) if value is None]
+    never = [name for name, n, truth in zip(classes, confusion.sum(0), confusion.sum(1) + misses, strict=True) if n == 0 < truth]
+    notes = [f"\nAbsent, left out of the means: {', '.join(absent)}.\n"] if absent else []
+    if never:
+        lacking = set(never) <= _NOT_IN_SYNTHIA and len(result["means"]) > 1
+        advice = ": SYNTHIA lacks these, so mIoU16 and mIoU13 are what a network trained on it is reported by" if lacking else ""
+        notes.append(f"\nNever answered, so 0 in the means that hold them: {', '.join(never)}{advice}.\n")
+    return notes
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from segjax.data.dataset import Dataset
 from segjax.data.label_spaces import get
-from segjax.data.pipeline import evaluation_batches, training_batches
+from segjax.data.pipeline import training_batches
 from segjax.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -168,37 +168,8 @@ def test_errors_come_before_the_first_batch():
         training_batches(Coded(3), scale=(2, 1), **options)
     with pytest.raises(ConfigError, match="data.workers=-1"):
         training_batches(Coded(3), workers=-1, **options)
-    with pytest.raises(DataError, match="is empty"):
-        evaluation_batches(Coded(0), batch_size=2)
 
 
 def test_a_batch_larger_than_the_data_set_repeats_it():
     batch = collect(Coded(2), batch_size=6, scale=(1, 1), steps=1)[0]
     assert np.bincount(batch["source_label"][:, 0, 0]).tolist() == [3, 3]
-
-
-def test_evaluation_visits_all_once_and_pads():
-    batches = list(evaluation_batches(Coded(5), batch_size=2, size=(6, 8)))
-    assert [b["name"] for b in batches] == [["0.png", "1.png"], ["2.png", "3.png"], ["4.png", ""]]
-    last = batches[-1]
-    assert last["image"].shape == (2, 6, 8, 3) and last["label"].shape == (2, 12, 16)
-    assert last["valid"].tolist() == [True, False] and (last["label"][1] == 255).all() and (last["label"][0] == 4).all()
-    assert "label" not in next(evaluation_batches(Coded(5, labelled=False), batch_size=2))
-
-
-def test_evaluation_on_hosts_is_the_same_global_batch():
-    whole = list(evaluation_batches(Coded(5), batch_size=4))
-    parts = [list(evaluation_batches(Coded(5), batch_size=4, process_index=p, process_count=2)) for p in range(2)]
-    for full, a, b in zip(whole, *parts, strict=True):
-        assert full["name"] == a["name"] + b["name"]
-        assert (full["label"] == np.concatenate([a["label"], b["label"]])).all()
-
-
-def test_evaluation_refuses_mixed_sizes():
-    class Mixed(Coded):
-        def _load(self, index):
-            self.size = (12, 16 + index)
-            return super()._load(index)
-
-    with pytest.raises(DataError, match="image of 1.png is 17x12 but 0.png is 16x12"):
-        list(evaluation_batches(Mixed(2), batch_size=2))

@@ -18,7 +18,7 @@ from segjax.data.dataset import Dataset
 from segjax.errors import ConfigError
 from segjax.runtime import mesh as meshes
 from segjax.typing import IGNORE, Method
-from segjax.verbs import build, folder, scores, scoring
+from segjax.verbs import build, folder, inference, scores, scoring
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -49,7 +49,8 @@ def stage(outputs=20, batch_size=3):
 
 
 def trial(data, **changes):
-    plain = scoring.Trial("numbered", "val", data, None, "logits", f"mIoU{data.label_space.num_classes}")
+    how = inference.Inference(**{key: changes.pop(key) for key in inference.KEYS if key in changes})
+    plain = scoring.Trial("numbered", "val", data, None, how, f"mIoU{data.label_space.num_classes}")
     return dataclasses.replace(plain, **changes)
 
 
