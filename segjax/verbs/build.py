@@ -23,7 +23,7 @@ from segjax.typing import Method
 
 WEIGHT_KEYS = ("weights", "weights_space", "classifier")
 """Keys of a stage's `model` that say what it starts from; the others are the module's attributes."""
-EVALUATE_KEYS = ("size", "split", "upsample", "score")
+EVALUATE_KEYS = ("size", "split", "score", "scales", "flip", "combine", "window", "stride", "window_batch", "upsample")
 """Keys of a stage's `evaluate.NAME` that say how to score; the others are the data set's arguments."""
 
 OPTIONAL_KEYS = ("start_from", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
