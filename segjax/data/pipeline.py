@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, in one order that depends on nothing but the seed.
+"""Batches for training, in one order that depends on nothing but the seed.
 
 Training element i depends on (seed, i) only. The global batch of step s is elements s * B .. s * B + B - 1 and process p of P holds its
 p-th contiguous block, so workers, hosts, devices and a restart at any step change who reads an element, never what it is.
@@ -16,9 +16,8 @@ import numpy as np
 from absl import flags
 from grain.experimental import ZipMapDataset
 
-from segjax.data.transforms import check_crop, random_crop, resize_image
+from segjax.data.transforms import check_crop, random_crop
 from segjax.errors import ConfigError, DataError
-from segjax.typing import IGNORE
 
 Batch = dict
 
@@ -64,26 +63,7 @@ def training_batches(
         parts.append(_stream(target, "target", target_batch_size or batch_size, seed, knobs, **place))
     if start_step >= steps:
         return iter(())
-    return _iterate(ZipMapDataset(parts).map(_merge), workers)
-
-
-def evaluation_batches(
-    dataset, *, batch_size: int, size: tuple[int, int] | None = None, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
-    """Yield the whole data set once, in order: {"image" uint8 [b,h,w,3], "label" uint8 [b,H,W], "name" list[str], "valid" bool [b]}.
-
-    Shapes are fixed: the last batch is filled up with copies whose label is 255, name "" and valid False. b is this process's share; every
-    process yields the same number of batches. size: (height, width) that images alone are resized to; labels keep their own size, so that
-    scores are counted on true pixels (resize the prediction). "label" is absent from an unlabelled set.
-    DataError: empty set, images of different sizes.
-    """
-    local = _share(batch_size, process_count)
-    _check_length(dataset)
-    count = -(-len(dataset) // batch_size)
-    batches = grain.MapDataset.source(range(count)).map(
-        lambda step: _evaluation_batch(dataset, step * batch_size + process_index * local, local, size)
-    )
-    return _iterate(batches, 0)
+    return iterate(ZipMapDataset(parts).map(_merge), workers)
 
 
 def _first(dataset, crop: tuple[int, int]) -> dict:
@@ -97,7 +77,7 @@ def _first(dataset, crop: tuple[int, int]) -> dict:
 
 def _stream(dataset, role: str, batch_size: int, seed: int, knobs: dict, *, steps: range, process_index: int, process_count: int):
     """This process's batches of one data set, for `steps`, as a random-access grain data set."""
-    local = _share(batch_size, process_count)
+    local = share(batch_size, process_count)
     # Source and target take different orders even when they are one data set.
     own_seed = int(np.random.SeedSequence([seed, 0 if role == "source" else 1]).generate_state(1)[0])
     elements = grain.MapDataset.source(dataset).seed(own_seed).shuffle().repeat()
@@ -112,30 +92,11 @@ def _stream(dataset, role: str, batch_size: int, seed: int, knobs: dict, *, step
     return grain.MapDataset.source(range(len(steps) * local)).map(element).batch(local)
 
 
-def _evaluation_batch(dataset, start: int, count: int, size: tuple[int, int] | None) -> Batch:
-    rows = [dict(dataset[min(index, len(dataset) - 1)]) for index in range(start, start + count)]
-    valid = np.arange(start, start + count) < len(dataset)
-    if size:
-        rows = [row | {"image": resize_image(row["image"], size)} for row in rows]
-    batch: Batch = {"name": [row["name"] if real else "" for row, real in zip(rows, valid, strict=True)], "valid": valid}
-    for key in ("image", "label") if "label" in rows[0] else ("image",):
-        odd = next((row for row in rows if row[key].shape != rows[0][key].shape), None)
-        if odd:
-            (a, b), (c, d) = rows[0][key].shape[:2], odd[key].shape[:2]
-            raise DataError(
-                f"{key} of {odd['name']} is {d}x{c} but {rows[0]['name']} is {b}x{a}, expected one size: set data.resize or batch_size=1"
-            )
-        batch[key] = np.stack([row[key] for row in rows])
-    if "label" in batch:
-        batch["label"][~valid] = IGNORE
-    return batch
-
-
 def _merge(parts: tuple[Batch, ...]) -> Batch:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _iterate(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def iterate(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
     """Read ahead in threads or worker processes, and shut them down whichever way the consumer ends."""
     # A grain element is a whole batch here, so a few in flight are plenty; its default of 500 would fill the memory.
     threads = 2 if workers else min(4, os.cpu_count() or 1)
@@ -168,7 +129,8 @@ def _die_with_parent(parent: int, worker_index: int, worker_count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _share(batch_size: int, process_count: int) -> int:
+def share(batch_size: int, process_count: int) -> int:
+    """Rows of a global batch that each process reads. ConfigError when they do not divide."""
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(f"batch_size={batch_size} must be a positive multiple of the {process_count} processes: change data.batch_size")
     return batch_size // process_count
