@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.ops import conv as ops
+from segjax.ops.depthwise import depthwise_conv2d
 from segjax.ops.normalization import batch_norm, group_norm, layer_norm
 from segjax.typing import Array
 
@@ -46,6 +47,28 @@ class Conv(nn.Module):
         y = ops.conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class DepthwiseConv(nn.Module):
+    """One `kernel_size` x `kernel_size` kernel [k,k,1,C] a channel, with torch's padding. `padding=None` keeps the size at stride 1."""
+
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    padding: int | None = None
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
+        padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
+        kernel = replicated(kernel.astype(self.dtype))
+        y = depthwise_conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(self.dtype)
         return y
 
 
