@@ -6,6 +6,7 @@ pattern, every parameter is set, every shape is checked; whatever is left is lis
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -51,6 +52,8 @@ class Rule:
         equal parts, e.g. the separate query, key and value of one public layout in the one `qkv` kernel here: join=-1.
     copies: further templates that hold the same array (tied weights, a buffer stored twice): compared if there on the way in, written on
         the way out.
+    number: (i, groups) -> the {i} of the i-th layer where the layers of a stack do not simply follow each other from `first`.
+    levels: how many leading axes the stack has, in row-major order: 2 for a scan within a scan.
     """
 
     path: str
@@ -59,6 +62,8 @@ class Rule:
     first: int = 0
     join: int | None = None
     copies: tuple[str, ...] = ()
+    number: Callable[[int, tuple[str, ...]], int] | None = None
+    levels: int = 1
 
     @property
     def stacked(self) -> bool:
@@ -71,14 +76,15 @@ class Rule:
         if isinstance(self.source, tuple) and self.join is None:
             return [(key,) for key in self.source]
         parts = self.source if isinstance(self.source, tuple) else (self.source,)
-        return [self._fill(parts, groups, i) for i in range(shape[0] if self.stacked else 1)]
+        return [self._fill(parts, groups, i) for i in range(math.prod(shape[: self.levels]) if self.stacked else 1)]
 
     def copied(self, groups: tuple[str, ...], layers: int) -> list[tuple[str, ...]]:
         """The keys of the copies of each layer."""
         return [self._fill(self.copies, groups, i) for i in range(layers)]
 
     def _fill(self, templates: tuple[str, ...], groups: tuple[str, ...], i: int) -> tuple[str, ...]:
-        return tuple(part.format(*groups, i=self.first + i) for part in templates)
+        number = self.first + i if self.number is None else self.number(i, groups)
+        return tuple(part.format(*groups, i=number) for part in templates)
 
     def to_segjax(self, parts: list[np.ndarray]) -> np.ndarray:
         """One layer's array out of its sources."""
@@ -174,16 +180,16 @@ def _one(source, rule: Rule, layers, copies, path: str, shape: tuple[int, ...]) 
         parts = [rule.to_segjax([source[key] for key in layer]) for layer in layers]
     except (ValueError, IndexError):  # numpy's words for axes that are not there
         return None, f"{layers[0][0]} {source[layers[0][0]].shape} does not fit {path} {shape}"
-    expected = shape[1:] if rule.stacked else shape
+    expected = shape[rule.levels :] if rule.stacked else shape
     bad = [layer[0] for layer, part in zip(layers, parts, strict=True) if part.shape != expected]
-    if bad or (rule.stacked and len(parts) != shape[0]):
+    if bad or (rule.stacked and len(parts) != math.prod(shape[: rule.levels])):
         key = bad[0] if bad else layers[0][0]
         return None, f"{key} {source[key].shape} does not fit {path} {shape}"
     for (first, *_), twins in zip(layers, copies, strict=True):
         for twin in twins:
             if twin in source and not np.array_equal(source[twin], source[first]):
                 return None, f"{twin} differs from {first}, of which it should be a copy"
-    return np.asarray(np.stack(parts) if rule.stacked else parts[0], np.float32, order="C"), ""
+    return np.asarray(np.stack(parts).reshape(shape) if rule.stacked else parts[0], np.float32, order="C"), ""
 
 
 def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables") -> dict[str, np.ndarray]:
@@ -197,7 +203,8 @@ def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables
             without.append(path)
             continue
         rule, layers, copies = found
-        for keys, twins, layer in zip(layers, copies, value if rule.stacked else [value], strict=True):
+        stack = value.reshape(-1, *value.shape[rule.levels :]) if rule.stacked else value[None]
+        for keys, twins, layer in zip(layers, copies, stack, strict=True):
             for key, part in zip(keys, rule.to_source(layer, len(keys)), strict=True):
                 result[key] = np.asarray(part, order="C")
             result.update({twin: result[keys[0]] for twin in twins})

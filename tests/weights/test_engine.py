@@ -120,3 +120,22 @@ def test_adapt_classifier_cuts_and_reorders():
             engine.adapt_classifier(_tree(), index, classifier="params/last/")
     with pytest.raises(WeightsError, match="matches no parameter"):
         engine.adapt_classifier(_tree(), [0], classifier="params/absent")
+
+
+def test_a_scan_within_a_scan_and_numbers_of_its_own():
+    """Two periods of two plain blocks and one special one, from block 1: 1 2 [3] 4 5 [6]."""
+    plain = lambda i, groups: int(groups[0]) + i // 2 * 3 + i % 2
+    special = lambda i, groups: int(groups[0]) + 3 * i + 2
+    rules = (
+        Rule(r"params/from(\d)/plain/scale", "b.{i}.w", number=plain, levels=2),
+        Rule(r"params/from(\d)/special/scale", "b.{i}.w", number=special, copies=("twin.{i}",)),
+    )
+    source = {f"b.{i}.w": np.full(3, i, np.float32) for i in range(1, 7)}
+    like = {"params/from1/plain/scale": np.empty((2, 2, 3)), "params/from1/special/scale": np.empty((2, 3))}
+    flat = engine.to_segjax(source, Layout("toy", rules), like)
+    assert flat["params/from1/plain/scale"][..., 0].tolist() == [[1, 2], [4, 5]]
+    assert flat["params/from1/special/scale"][:, 0].tolist() == [3, 6]
+    back = engine.to_source(flat, Layout("toy", rules))
+    assert set(back) == {*source, "twin.3", "twin.6"} and all(np.array_equal(back[key], source[key]) for key in source)
+    with pytest.raises(WeightsError, match=r"b\.1\.w \(3,\) does not fit"):
+        engine.to_segjax(source, Layout("toy", rules), like | {"params/from1/plain/scale": np.empty((2, 2, 4))})
