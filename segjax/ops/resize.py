@@ -94,7 +94,7 @@ def bilinear_within(x: Array, sizes: Array, canvas: tuple[int, int], align_corne
 
 
 def _weights(size_in: int, sizes: Array, length: int, align_corners: bool, dtype) -> Array:
-    """`interpolation_matrix` from `size_in` to each of `sizes` [B], [B, length, size_in], the last row repeated. Positions are exact ratios."""
+    """`interpolation_matrix` from `size_in` to each of `sizes` [B], [B, length, size_in]. Positions are exact ratios."""
     index, size = jnp.minimum(jnp.arange(length), sizes[:, None] - 1), sizes[:, None]
     if align_corners:
         over, under = index * (size_in - 1), jnp.maximum(size - 1, 1)

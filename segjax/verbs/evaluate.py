@@ -2,6 +2,9 @@
 
 Writes DATASET-SPLIT.json, .md, .png and sample pictures to DIR/NN-STAGE/eval/ (DIR/eval/ with --weights, or when DIR is the stage itself).
 A weights file keeps its own outputs: a Cityscapes network is scored on CamVid by the map between the two label spaces.
+Labels keep their own size whatever the network is fed. Means are named by their classes, and a network trained on SYNTHIA is led by mIoU16.
+--scales, --flip, --window and their companions replace what the config's `evaluate` entries say (`segjax.verbs.inference`).
+--predictions=DIR scores label PNGs that are there already, with no network: segjax's own, or another program's.
 """
 
 import argparse
@@ -16,11 +19,14 @@ from segjax.data import label_spaces
 from segjax.errors import ConfigError, WeightsError
 from segjax.runtime import checkpoint
 from segjax.runtime import mesh as meshes
-from segjax.verbs import build, folder, scores, scoring, startup, variables
+from segjax.verbs import build, folder, inference, score_files, scores, scoring, startup, variables
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_network_arguments(parser)
+    inference.add_arguments(parser)
+    parser.add_argument("--predictions", type=pathlib.Path, metavar="DIR", help="score the label PNGs in it instead of a network")
+    parser.add_argument("--ids", choices=score_files.IDS, default="trainId", help="what those PNGs hold")
     parser.add_argument("--dataset", default="", metavar="NAME", help="only this one of the stage's `evaluate` data sets")
 
 
@@ -34,11 +40,14 @@ def add_network_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Scores and prints one table a data set. DataError, WeightsError or ConfigError names what is missing."""
+    changes = inference.from_flags(args)
+    if args.predictions is not None:
+        return _score_files(args, changes)
     network = load(args)
     mesh = build.make_mesh(network.stage)
     scorer = scoring.Scorer(network.stage, network.space, network.first, mesh)
     state = jax.device_put(network.state, meshes.replicated(mesh))
-    for trial in scoring.trials(network.stage, args.dataset):
+    for trial in scoring.trials(network.stage, args.dataset, changes):
         samples = network.place / "eval" / f"{trial.name}-{trial.split}" / "samples"
         folder.writable(network.place / "eval")
         score = scorer(state, trial, samples)
@@ -46,6 +55,20 @@ def run(args: argparse.Namespace) -> int:
         if jax.process_index() == 0:
             scores.write(network.place / "eval", score, result)
             print(scores.markdown(result), flush=True)
+    return 0
+
+
+def _score_files(args: argparse.Namespace, changes: dict[str, Any]) -> int:
+    if args.weights is not None or changes:
+        unused = ", ".join(["--weights"] * (args.weights is not None) + [f"--{key.replace('_', '-')}" for key in changes])
+        raise ConfigError(f"--predictions={args.predictions} runs no network, so {unused} would do nothing: leave it out")
+    stage = build.stage(args.config, args.stage or build.stage_names(args.config)[-1])
+    folder.writable(args.workdir / "eval")
+    for trial in scoring.trials(stage, args.dataset):
+        score = score_files.score_files(trial, args.predictions, args.ids)
+        result = scores.as_json(score, step=None, weights=str(args.predictions))
+        scores.write(args.workdir / "eval", score, result)
+        print(scores.markdown(result), flush=True)
     return 0
 
 

@@ -42,21 +42,24 @@ CHOICES = {"combine": inference.COMBINE, "upsample": ("logits", "prediction")}
 
 
 def from_spec(spec: Mapping[str, Any], where: str) -> Inference:
-    """The keys of `Inference` that a config's `evaluate.NAME` has, checked. ConfigError names the key."""
+    """The keys of `Inference` that a config's `evaluate.NAME` or the flags have, checked. ConfigError names the key.
+
+    where: what precedes a key in a message, "config...evaluate.NAME." or "--".
+    """
     found = Inference(**{key: spec[key] for key in KEYS if key in spec and spec[key] not in (None, ())})
     for key, known in CHOICES.items():
         if getattr(found, key) not in known:
-            raise ConfigError(f"{where}.{key}={getattr(found, key)!r}: expected one of {', '.join(known)}")
+            raise ConfigError(f"{where}{key}={getattr(found, key)!r}: expected one of {', '.join(known)}")
     if not isinstance(found.scales, tuple) or not all(isinstance(s, int | float) and 0 < s <= 8 for s in found.scales):
-        raise ConfigError(f"{where}.scales={found.scales!r}: expected factors above 0, e.g. (0.5, 1.0)")
+        raise ConfigError(f"{where}scales={found.scales!r}: expected factors above 0, e.g. (0.5, 1.0)")
     for key in ("window", "stride"):
-        check_size(getattr(found, key), f"{where}.{key}")
+        check_size(getattr(found, key), f"{where}{key}")
     if not isinstance(found.window_batch, int) or found.window_batch < 1:
-        raise ConfigError(f"{where}.window_batch={found.window_batch!r}: expected a whole number, 1 or more")
+        raise ConfigError(f"{where}window_batch={found.window_batch!r}: expected a whole number, 1 or more")
     if found.stride and not found.window:
-        raise ConfigError(f"{where}.stride={found.stride!r} without a window: set window=(height, width) too")
+        raise ConfigError(f"{where}stride={found.stride!r} without a window: set window=(height, width) too")
     if found.window and found.stride and any(s > w for s, w in zip(found.stride, found.window, strict=True)):
-        raise ConfigError(f"{where}.stride={found.stride!r} exceeds window={found.window!r}: pixels between windows would never be seen")
+        raise ConfigError(f"{where}stride={found.stride!r} exceeds window={found.window!r}: pixels between windows would never be seen")
     return found
 
 

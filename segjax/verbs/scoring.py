@@ -71,7 +71,7 @@ def trials(stage: build.Stage, only: str = "", changes: Mapping[str, Any] | None
 def _trial(name: str, spec: Mapping[str, Any], where: str, learned: tuple[str, ...]) -> Trial:
     size = spec.get("size") or None
     inference.check_size(size, f"{where}.size")
-    how = inference.from_spec(spec, where)
+    how = inference.from_spec(spec, f"{where}.")
     data = build.dataset(spec, where, scored=True)
     if not data.labelled:
         raise DataError(f"{where}: {data!r} has no labels, so it cannot be scored")

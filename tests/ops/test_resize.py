@@ -67,3 +67,17 @@ def test_nearest_equals_torch_and_pil(size_in, size_out):
 def test_nearest_takes_channels():
     x = image((4, 6))
     np.testing.assert_array_equal(resize.nearest(x, (2, 3)), x[:, ::2, ::2])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_sizes_that_are_data_equal_sizes_that_are_shapes(align_corners):
+    x, sizes, canvas = image((7, 9)), np.array([[5, 19], [16, 1]], np.int32), (16, 24)
+    found = jax.jit(resize.bilinear_within, static_argnums=(2, 3))(x, sizes, canvas, align_corners)
+    label = np.random.default_rng(0).integers(0, 256, (2, 7, 9)).astype(np.uint8)
+    chosen = jax.jit(resize.nearest_within, static_argnums=2)(label, sizes, canvas)
+    assert found.shape == (2, *canvas, 3) and chosen.shape == (2, *canvas) and chosen.dtype == np.uint8
+    for row, (height, width) in enumerate(sizes):
+        want = resize.bilinear(x[row : row + 1], (height, width), align_corners)[0]
+        np.testing.assert_allclose(found[row, :height, :width], want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(chosen[row, :height, :width], resize.nearest(label[row : row + 1], (height, width))[0])
+        assert np.isfinite(found).all()
