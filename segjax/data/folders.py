@@ -7,8 +7,8 @@ import numpy as np
 
 from segjax.data import encodings, files, label_spaces
 from segjax.data.dataset import Dataset, Example
-from segjax.data.files import BadIds, SizeMismatch, read_image
-from segjax.data.pairing import Choice, pair_folders, read_list, unpaired_message
+from segjax.data.files import BadIds, SizeMismatch, read_image, read_image_size
+from segjax.data.pairing import Choice, Listed, pair_folders, read_list, unpaired_message
 from segjax.data.transforms import resize_image, resize_label
 from segjax.errors import DataError
 
@@ -18,15 +18,19 @@ class FolderDataset(Dataset):
 
     images: folder, searched with its sub-folders, or with those in `folders` alone. labels: folder of label PNGs; None leaves the set
     unlabelled. Files pair by relative path without the suffixes of the public layouts (`_leftImg8bit`, `_gtFine_labelIds`, `_rgb_anon`,
-    `_gt_labelTrainIds`, `_train_id`). file_list: a text file of "image label" lines, paths relative to it (or to `images`); a line of one
-    word has no label. label_space, encoding: what a label's values mean (`encodings.get`: a name, a map, or a JSON file of ids or colours).
-    include, exclude: keep or drop names by substring. names: keep these alone, file names with or without suffix, or a text file of them.
-    resize: (height, width) of every example, image bilinear, label nearest. labelled=False never opens a label. cache: see Dataset.
-    strict=False keeps the complete pairs and lists the rest in `unpaired` (images, labels), which `data check` prints.
+    `_gt_labelTrainIds`, `_train_id`). file_list: a text file of "image label" lines, paths relative to it (or to `images`), or such pairs
+    themselves; an image alone has no label. label_space, encoding: what a label's values mean (`encodings.get`: a name, a map, or a JSON
+    file of ids or colours). include, exclude: keep or drop names by substring. names: keep these alone, file names with or without
+    suffix, or a text file of them. resize: (height, width) of every example, image bilinear, label nearest. labelled=False never opens a
+    label. cache: see Dataset. strict=False keeps the complete pairs and lists the rest in `unpaired` (images, labels), which `data check`
+    prints.
 
     Images become RGB uint8 (grey, palette, RGBA and CMYK are converted, an EXIF rotation is applied); 16-bit images are refused.
     Raises DataError: nothing found, unpaired files (first 10 of both sides), and on reading: damaged file, size mismatch, bad ids.
     """
+
+    published: int | None = None
+    """How many examples the published split has, where that is known: a reader says so."""
 
     def __init__(
         self,
@@ -35,7 +39,7 @@ class FolderDataset(Dataset):
         *,
         label_space="cityscapes19",
         encoding=None,
-        file_list: str | None = None,
+        file_list: "str | Listed | None" = None,
         folders: Iterable[str] = (),
         include=(),
         exclude=(),
@@ -58,7 +62,7 @@ class FolderDataset(Dataset):
         self.unpaired: tuple[list[str], ...] = ([], [])
         choose = Choice(include, exclude, names)
         if file_list:
-            pairs, self.root = read_list(file_list, str(images) if images else None, labelled)
+            pairs, self.root = read_list(file_list, images, labelled)
         elif images:
             pairs, *unpaired = pair_folders(images, labels if labelled else None, kind=self.stored.files, folders=tuple(folders))
             self.root, self.unpaired = (
@@ -71,10 +75,11 @@ class FolderDataset(Dataset):
             raise DataError("a folder data set needs `images` (a folder) or `file_list` (a text file of 'image label' lines)")
         chosen = [(image, label) for image, label in pairs if choose(image.name)]
         if not chosen:
-            raise DataError(f"no image left in {file_list or images}: of {len(pairs)} found, {choose} keep none; check the filters")
+            raise DataError(f"no image left in {self.root}: of {len(pairs)} found, {choose} keep none; check the filters")
         self.labelled = labelled and any(label is not None for _, label in chosen)
         if self.labelled and (missing := [str(image) for image, label in chosen if label is None]):
-            raise DataError(f"{len(missing)} images have no label in {file_list}, first {missing[:10]}: add them or set labelled=False")
+            where = file_list if isinstance(file_list, str) else self.root
+            raise DataError(f"{len(missing)} images have no label in {where}, first {missing[:10]}: add them or set labelled=False")
         self.pairs = chosen
 
     def __len__(self) -> int:

@@ -18,24 +18,42 @@ Pair = tuple[pathlib.Path, pathlib.Path | None]
 
 
 def pair_folders(
-    images: str, labels: str | None, *, kind: str = "trainId", folders: tuple[str, ...] = ()
+    images: "str | pathlib.Path", labels: "str | pathlib.Path | None", *, kind: str = "trainId", folders: tuple[str, ...] = ()
 ) -> tuple[list[Pair], list[str], list[str]]:
     """Pair images with the labels of the same relative name: (pairs sorted by name, images without a label, labels without an image).
 
     Suffixes of the public layouts are ignored in the comparison. Where several kinds of label lie side by side ("trainId", "labelId" and
-    "color" files), `kind` decides. folders: look into these sub-folders of both sides alone.
-    DataError: a folder that is missing or empty, two files of one name.
+    "color" files), `kind` decides; a folder that has none of the kind is an error, but for "trainId", which takes label ids then.
+    folders: look into these sub-folders of both sides alone. DataError: a folder that is missing or empty, two files of one name.
     """
-    found = _index(pathlib.Path(images), folders, {tag: 0 for tag in _IMAGE_TAGS}, (), "image")
+    found = _index(pathlib.Path(images), folders, _IMAGE_TAGS, (), "image")
     if labels is None:
         return [(path, None) for _, path in sorted(found.items())], [], []
-    ids = {tag: int(other != kind) for other in ("trainId", "labelId") for tag in _LABEL_TAGS[other]}
-    colours = _LABEL_TAGS["color"]
-    drop = _OTHER_TAGS + (() if kind == "color" else tuple(tag for tag in colours if tag != "_L"))
-    tags = ids | dict.fromkeys(colours, 0) if kind == "color" else ids
-    truth = _index(pathlib.Path(labels), folders, tags, drop, "label")
+    truth = _labels(pathlib.Path(labels), folders, kind)
     alone, orphan = sorted(set(found) - set(truth)), sorted(set(truth) - set(found))
     return [(path, truth[key]) for key, path in sorted(found.items()) if key in truth], alone, orphan
+
+
+def _labels(folder: pathlib.Path, folders: tuple[str, ...], kind: str) -> dict[str, pathlib.Path]:
+    """Name -> label file of one kind. Kinds are never mixed: a train-id file among label ids would be legal and wrong."""
+    try:
+        return _of_kind(folder, folders, kind)
+    except NoImages as error:
+        for other in _LABEL_TAGS:
+            try:
+                found = _of_kind(folder, folders, other)
+            except NoImages:
+                continue
+            if (kind, other) == ("trainId", "labelId"):
+                return found
+            what = f"{other} files such as {next(iter(found.values())).name}"
+            raise DataError(f"label folder {folder} has no {kind} files, but {what}: choose that encoding") from error
+        raise
+
+
+def _of_kind(folder: pathlib.Path, folders: tuple[str, ...], kind: str) -> dict[str, pathlib.Path]:
+    drop = _OTHER_TAGS + tuple(tag for other, tags in _LABEL_TAGS.items() for tag in tags if other != kind and tag != "_L")
+    return _index(folder, folders, _LABEL_TAGS[kind], drop, "label")
 
 
 def unpaired_message(images, labels, alone: list[str], orphan: list[str]) -> str:
@@ -48,42 +66,62 @@ def unpaired_message(images, labels, alone: list[str], orphan: list[str]) -> str
     )
 
 
-def read_list(file_list: str, root: str | None = None, labelled: bool = True) -> tuple[list[Pair], pathlib.Path]:
+Listed = Iterable[tuple[str, ...]]
+"""(image,) or (image, label) of each example, as paths."""
+
+
+def read_list(
+    file_list: "str | Listed", root: "str | pathlib.Path | None" = None, labelled: bool = True
+) -> tuple[list[Pair], pathlib.Path]:
     """Read "image label" lines, paths relative to `root` or to the list file's folder. Returns the pairs in file order and the root.
 
-    Empty lines and lines that start with # are skipped; labelled=False ignores the second word, so that its file need not exist.
-    DataError: no such file, no line, more than two words, files that do not exist (first 10).
+    file_list: a text file, in which empty lines and lines that start with # are skipped; or the paths themselves. labelled=False ignores
+    the label, so that its file need not exist. DataError: no such file, no line, more than two words, files that do not exist (first 10).
     """
-    path = pathlib.Path(file_list)
-    if not path.is_file():
-        raise DataError(f"{file_list} does not exist, expected a text file of 'image label' lines: check file_list")
-    base = pathlib.Path(root) if root else path.parent
-    pairs: list[Pair] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file_list} cannot be read as a text file of 'image label' lines ({error}): check file_list") from error
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) > 2:
-            raise DataError(f"{file_list}:{number} has {len(words)} words, expected 'image label' or 'image': {line.strip()[:80]!r}")
-        pairs.append((base / words[0], base / words[1] if labelled and len(words) == 2 else None))
-    if not pairs:
-        raise DataError(f"{file_list} names no image: expected one 'image label' line for each example")
+    if isinstance(file_list, str):
+        listed, name, base = _parse_list(file_list), file_list, pathlib.Path(root) if root else pathlib.Path(file_list).parent
+    else:
+        listed, name, base = list(file_list), f"the list of {root}", pathlib.Path(root or ".")
+    if not listed:
+        raise DataError(f"{name} names no image: expected one 'image label' line for each example")
+    pairs: list[Pair] = [(base / words[0], base / words[1] if labelled and len(words) == 2 else None) for words in listed]
     missing = [[str(p) for p in side if p is not None and not p.is_file()] for side in zip(*pairs, strict=True)]
     if any(missing):
         raise DataError(
-            f"{file_list} names files that do not exist: {len(missing[0])} images, first {missing[0][:10]}; "
+            f"{name} names files that do not exist: {len(missing[0])} images, first {missing[0][:10]}; "
             f"{len(missing[1])} labels, first {missing[1][:10]}: paths are relative to {base}"
         )
     return pairs, base
 
 
-def _index(folder: pathlib.Path, below: tuple[str, ...], tags: dict[str, int], drop: tuple[str, ...], kind: str) -> dict[str, pathlib.Path]:
-    """Relative name without layout suffixes -> file. tags: suffix -> 0, or 1 for files that count only where a name has no other."""
-    found: tuple[dict[str, pathlib.Path], ...] = ({}, {})
+def _parse_list(file_list: str) -> list[tuple[str, ...]]:
+    path = pathlib.Path(file_list)
+    if not path.is_file():
+        raise DataError(f"{file_list} does not exist, expected a text file of 'image label' lines: check file_list")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file_list} cannot be read as a text file of 'image label' lines ({error}): check file_list") from error
+    listed = []
+    for number, line in enumerate(lines, 1):
+        words = tuple(line.split())
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) > 2:
+            raise DataError(f"{file_list}:{number} has {len(words)} words, expected 'image label' or 'image': {line.strip()[:80]!r}")
+        listed.append(words)
+    return listed
+
+
+class NoImages(DataError):
+    """A folder without a single image file of the kind that was asked for."""
+
+
+def _index(
+    folder: pathlib.Path, below: tuple[str, ...], tags: tuple[str, ...], drop: tuple[str, ...], kind: str
+) -> dict[str, pathlib.Path]:
+    """Relative name without the suffixes `tags` -> file; files that end in one of `drop` do not count."""
+    found: dict[str, pathlib.Path] = {}
     for start in (folder / name for name in below) if below else (folder,):
         if not start.is_dir():
             raise DataError(f"{kind} folder {start} does not exist: check the path")
@@ -92,14 +130,13 @@ def _index(folder: pathlib.Path, below: tuple[str, ...], tags: dict[str, int], d
                 continue
             tag = next((tag for tag in tags if path.stem.endswith(tag)), "")
             key = (path.relative_to(folder).parent / path.stem.removesuffix(tag)).as_posix()
-            into = found[tags.get(tag, 0)]
-            if key in into:
-                raise DataError(f"two {kind} files share one name: {into[key]} and {path}: keep one of them")
-            into[key] = path
-    if not any(found):
+            if key in found:
+                raise DataError(f"two {kind} files share one name: {found[key]} and {path}: keep one of them")
+            found[key] = path
+    if not found:
         where = f" ({', '.join(below)})" if below else ""
-        raise DataError(f"{kind} folder {folder}{where} holds no image file ({', '.join(IMAGE_SUFFIXES)}): check the path")
-    return found[1] | found[0]
+        raise NoImages(f"{kind} folder {folder}{where} holds no image file ({', '.join(IMAGE_SUFFIXES)}): check the path")
+    return found
 
 
 class Choice:

@@ -37,9 +37,8 @@ def test_mapillary_tables_name_what_the_definitions_name(real_data):
     assert len(shared) > 50
     assert {name: old.get(name) for name in shared} == {name: new.get(name) for name in shared}
     added = {name: train for name, train in new.items() if name not in shared}
-    assert {name for name, train in added.items() if train == "traffic light"} == {
-        name for name in lists["2.0"] if "--traffic-light--" in name
-    }
+    lights = {name for name in lists["2.0"] if "--traffic-light--" in name}
+    assert {name for name, train in added.items() if train == "traffic light"} == lights
     assert {train for name, train in added.items() if name.startswith("marking")} == {"road"}
     assert not any("crosswalk" in name or name.endswith("back") for name in new)
     assert {added["human--person--individual"], added["human--person--person-group"]} == {"person"}

@@ -174,6 +174,13 @@ def test_cityscapes_layout(tmp_path):
     folders = str(tmp_path / "img"), str(tmp_path / "gt")
     assert (FolderDataset(*folders, encoding="labelId")[1]["label"] == 13).all()
     assert (FolderDataset(*folders)[0]["label"] == 14).all()
+    # One missing file is missing: a train-id file in its place would be legal among label ids, and wrong.
+    (tmp_path / "gt" / "bonn" / "bonn_000000_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(DataError, match=r"1 images of .* have no label, first \['bonn"):
+        FolderDataset(*folders, encoding="labelId")
+    (tmp_path / "gt" / "aachen" / "aachen_000000_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(DataError, match="has no labelId files, but trainId files such as aachen.*: choose that encoding"):
+        FolderDataset(*folders, encoding="labelId")
 
 
 def test_real_camvid_list_and_cityscapes_tuple(real_data):

@@ -1,43 +1,12 @@
 """The 16-bit reader against a decode by zlib and the five filter definitions alone."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 from PIL import Image
+from small_layouts import write_png16
 
 from segjax.data import files, png16
 from segjax.errors import DataError
-
-
-def filtered(rows: np.ndarray, kinds) -> bytes:
-    """PNG's filters 0..4 applied to rows uint8 [H, 6 W], row y with kinds[y]: the definition, byte by byte."""
-    height, width = rows.shape
-    out = bytearray()
-    for y in range(height):
-        out.append(kinds[y])
-        for x in range(width):
-            left = int(rows[y, x - 6]) if x >= 6 else 0
-            up = int(rows[y - 1, x]) if y else 0
-            corner = int(rows[y - 1, x - 6]) if y and x >= 6 else 0
-            estimate = left + up - corner
-            paeth = min((abs(estimate - left), 0, left), (abs(estimate - up), 1, up), (abs(estimate - corner), 2, corner))[2]
-            out.append((int(rows[y, x]) - (0, left, up, (left + up) // 2, paeth)[kinds[y]]) % 256)
-    return bytes(out)
-
-
-def write_png16(path, pixels: np.ndarray, kinds=None, parts: int = 1, bits: int = 16, colour: int = 2) -> None:
-    """pixels uint16 [H,W,3] as a 16-bit RGB PNG whose compressed data is cut into `parts` chunks."""
-    height, width = pixels.shape[:2]
-    rows = pixels.astype(">u2").view(np.uint8).reshape(height, width * 6)
-    data = zlib.compress(filtered(rows, kinds or [0] * height))
-    cuts = [len(data) * k // parts for k in range(parts + 1)]
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)), (b"tEXt", b"Comment\0made here")]
-    chunks += [(b"IDAT", data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)] + [(b"IEND", b"")]
-    whole = b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
 
 
 @pytest.mark.parametrize("kinds", [[0], [1], [2], [3], [4], [4, 1, 3, 2, 0]])
