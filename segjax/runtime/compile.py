@@ -71,6 +71,14 @@ def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, 
         _check_state(state_spec, jax.eval_shape(method.step, state_spec, frozen, batch_spec)[0])
         raise
     _check_state(state_spec, traced.out_info[0])
+    compiled, report = finish(traced, begun, mesh)
+    say(str(report))
+    return compiled, report
+
+
+def finish(traced: Any, begun: float, mesh: Mesh) -> tuple[jax.stages.Compiled, Report]:
+    """Lower and compile what `jax.jit(...).trace(...)` gave, and say what the compiler knows about it. begun: `time.monotonic()` before the
+    trace. SegjaxError when the device has too little memory."""
     lowered = traced.lower()
     between = time.monotonic()
     with out_of_memory_told():
@@ -78,7 +86,7 @@ def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, 
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
     sizes = {f"{kind}_bytes": getattr(memory, f"{kind}_size_in_bytes", None) for kind in ("argument", "output", "temp", "alias")}
-    report = Report(
+    return compiled, Report(
         flops=count_flops(traced.jaxpr.jaxpr),
         bytes_accessed=costs.get("bytes accessed"),
         trace_seconds=between - begun,
@@ -86,8 +94,6 @@ def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, 
         devices=mesh.size,
         **sizes,
     )
-    say(str(report))
-    return compiled, report
 
 
 def _check_state(before: Any, after: Any) -> None:
