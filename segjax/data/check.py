@@ -1,30 +1,26 @@
-"""Walk a whole data set and report everything that is wrong with it at once, with file names and likely causes."""
+"""Walk a whole data set and report everything that is wrong with it at once: the file, what it holds, the likely cause, the fix."""
 
+import bisect
 import collections
-import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from segjax.data.files import BadIds, SizeMismatch
+from segjax.data import check_example, parallel
+from segjax.data.dataset import Dataset
+from segjax.data.faults import KINDS, Fault
 from segjax.data.label_spaces import LabelSpace
-from segjax.errors import DataError
 from segjax.typing import IGNORE
 
 
 @dataclasses.dataclass
 class Findings:
-    """What a walk over a data set found. Every problem is (file name, message)."""
+    """What a walk over a data set found."""
 
     label_space: LabelSpace
     examples: int = 0
-    unpaired_images: list[str] = dataclasses.field(default_factory=list)
-    unpaired_labels: list[str] = dataclasses.field(default_factory=list)
-    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    size_mismatch: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    bad_ids: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    all_ignored: list[str] = dataclasses.field(default_factory=list)
+    faults: list[Fault] = dataclasses.field(default_factory=list)
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     """(height, width) -> number of images."""
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
@@ -33,16 +29,19 @@ class Findings:
     """Images in which each train id occurs, int64 [256]."""
 
     @property
-    def problems(self) -> list[tuple[str, str]]:
-        """Everything that would stop a training, as (file name, message)."""
-        alone = [(name, "image without a label") for name in self.unpaired_images]
-        orphan = [(name, "label without an image") for name in self.unpaired_labels]
-        return alone + orphan + self.unreadable + self.size_mismatch + self.bad_ids
+    def wrong(self) -> list[Fault]:
+        """Everything that would make a run stop or learn something wrong, by kind."""
+        return self._sorted(True)
+
+    @property
+    def hints(self) -> list[Fault]:
+        """Suspicions that are no errors, by kind."""
+        return self._sorted(False)
 
     @property
     def ok(self) -> bool:
         """Nothing would stop a training. Hints may remain."""
-        return not self.problems
+        return not self.wrong
 
     @property
     def never(self) -> tuple[str, ...]:
@@ -51,63 +50,75 @@ class Findings:
             return ()
         return tuple(name for index, name in enumerate(self.label_space.classes) if not self.pixels[index])
 
-    @property
-    def hints(self) -> list[str]:
-        """Suspicions that are no errors, one line each."""
-        found = []
-        if self.never:
-            found.append(f"classes that never occur: {', '.join(self.never)}")
-        if len(self.sizes) > 1:
-            sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in self.sizes.most_common(5))
-            found.append(f"{len(self.sizes)} image sizes: {sizes}; evaluation in batches needs data.resize")
-        if self.all_ignored:
-            found.append(
-                f"{len(self.all_ignored)} labels are ignore everywhere, first {self.all_ignored[:10]}: wrong encoding or empty masks?"
-            )
-        present = set(np.flatnonzero(self.pixels).tolist())
-        if present and present <= {0, IGNORE}:
-            found.append("labels hold nothing but 0 and 255: these look like binary masks, not class ids")
-        return found
+    def _sorted(self, wrong: bool) -> list[Fault]:
+        order = list(KINDS)
+        return sorted((fault for fault in self.faults if fault.wrong == wrong), key=lambda fault: order.index(fault.kind))
 
 
-def check(dataset, *, threads: int = 8, limit: int | None = None, progress: Callable[[int, int], None] | None = None) -> Findings:
-    """Read every example (or the first `limit`) in parallel and collect what is wrong instead of stopping at the first error.
+def check(
+    dataset: Dataset, *, threads: int | None = None, limit: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> Findings:
+    """Decode every example (or the first `limit`) on every core and collect what is wrong instead of stopping at the first error.
 
-    dataset: any data set; build a FolderDataset with strict=False so that unpaired files are findings too. progress(done, total) is called
-    in this thread after each example. Results do not depend on `threads`.
+    dataset: any data set. Of a FolderDataset the files themselves are examined; build it with strict=False so that unpaired files are
+    findings too. progress(done, total) is called in this thread after each example. Results do not depend on `threads`.
     """
-    images, labels = getattr(dataset, "unpaired", ((), ()))
-    findings = Findings(dataset.label_space, unpaired_images=list(images), unpaired_labels=list(labels))
+    findings = Findings(dataset.label_space, faults=_unpaired(*getattr(dataset, "unpaired", ((), ()))))
     total = len(dataset) if limit is None else min(limit, len(dataset))
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for index, (name, outcome) in enumerate(pool.map(lambda i: _examine(dataset, i), range(total))):
-            _record(findings, name, outcome)
-            if progress:
-                progress(index + 1, total)
+    for size, histogram, faults in parallel.in_order(check_example.examiner(dataset), total, threads=threads, progress=progress):
+        findings.examples += 1
+        findings.faults += faults
+        if size:
+            findings.sizes[tuple(size)] += 1
+        if histogram is not None:
+            findings.pixels += histogram
+            findings.images_with += histogram > 0
+    findings.faults += _of_the_set(findings)
     return findings
 
 
-def _examine(dataset, index: int) -> tuple[str, "DataError | tuple"]:
-    """One example's name and either its error or (image size, label histogram or None); never its pixels, which would fill the memory."""
-    try:
-        example = dataset[index]
-    except DataError as error:
-        return dataset.name(index) if hasattr(dataset, "name") else str(index), error
-    label = example.get("label")
-    return example["name"], (example["image"].shape[:2], None if label is None else np.bincount(label.ravel(), minlength=256))
+def _unpaired(images, labels) -> list[Fault]:
+    """Files without a partner, each with the partner that it may have under another name."""
+    faults, explained = [], set()
+    folded = {name.lower(): name for name in labels}
+    ordered = sorted(labels)
+    for name in images:
+        near = folded.get(name.lower())
+        place = bisect.bisect_left(ordered, name)
+        longer = ordered[place] if place < len(ordered) and ordered[place].startswith(name) else None
+        if near:
+            cause, fix = f"the label is called {near!r}: names differ in upper and lower case", "rename one of the two"
+        elif longer:
+            cause, fix = f"the label may be {longer!r}", "give both the same name, or write a list file"
+        else:
+            cause, fix = "the label is missing", "add it, or drop the image"
+        explained |= {near, longer}
+        faults.append(Fault("unpaired", name, "image without a label", cause, fix))
+    alone = [name for name in labels if name not in explained]
+    return faults + [
+        Fault("unpaired", name, "label without an image", "the image is missing", "add it, or drop the label") for name in alone
+    ]
 
 
-def _record(findings: Findings, name: str, outcome) -> None:
-    findings.examples += 1
-    if isinstance(outcome, DataError):
-        kind = {SizeMismatch: findings.size_mismatch, BadIds: findings.bad_ids}.get(type(outcome), findings.unreadable)
-        kind.append((name, str(outcome)))
-        return
-    size, histogram = outcome
-    findings.sizes[tuple(size)] += 1
-    if histogram is None:
-        return
-    findings.pixels += histogram
-    findings.images_with += histogram > 0
-    if histogram[IGNORE] == histogram.sum():
-        findings.all_ignored.append(name)
+def _of_the_set(findings: Findings) -> list[Fault]:
+    """What only all labels together show."""
+
+    def fault(found: str, cause: str, fix: str, wrong: bool = False) -> Fault:
+        return Fault("set", "", found, cause, fix, wrong)
+
+    faults, present = [], set(np.flatnonzero(findings.pixels).tolist())
+    binary = sum(fault.kind == "label_binary" for fault in findings.faults)
+    if present == {IGNORE} and not binary:
+        fix = "set `encoding` to what they were written with"
+        faults.append(fault("every pixel of every label is ignore", "the encoding does not fit these files", fix, True))
+    elif binary and binary == findings.examples:
+        fix = "write class ids instead of 255"
+        faults.append(fault("every label holds 0 and 255 alone", "these look like binary masks, not class ids", fix, True))
+    elif findings.never:
+        cause = "too few examples, another encoding, or a data set without them"
+        fix = "their IoU will be nan; a smaller label space leaves them out"
+        faults.append(fault(f"classes that never occur: {', '.join(findings.never)}", cause, fix))
+    if len(findings.sizes) > 1:
+        sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in findings.sizes.most_common(5))
+        faults.append(fault(f"{len(findings.sizes)} image sizes: {sizes}", "mixed sources", "batches of whole images need data.resize"))
+    return faults

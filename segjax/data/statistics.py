@@ -16,6 +16,7 @@ from segjax.typing import IGNORE
 
 FILE = "stats.json"
 FORMAT = "segjax.stats/1"
+IGNORED = "(ignored)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +78,9 @@ def compute(dataset: Dataset, *, threads: int | None = None, progress: Callable[
 
 def save(statistics: Statistics, folder: "str | pathlib.Path", dataset: Dataset) -> pathlib.Path:
     """Writes FOLDER/stats.json, one line an image, and returns its path. The data set's repr in it tells later whether it still fits."""
-    ignored = statistics.ignored if statistics.ignored is not None else np.zeros(len(statistics), np.int64)
+    columns, table = list(statistics.label_space.classes), statistics.counts
+    if statistics.ignored is not None:
+        columns, table = [*columns, IGNORED], np.column_stack([table, statistics.ignored])
     head = {
         "format": FORMAT,
         "dataset": repr(dataset),
@@ -85,14 +88,11 @@ def save(statistics: Statistics, folder: "str | pathlib.Path", dataset: Dataset)
         "classes": list(statistics.label_space.classes),
         "examples": len(statistics),
         "pixels": statistics.totals.tolist(),
-        "ignored": int(ignored.sum()),
+        "ignored": None if statistics.ignored is None else int(statistics.ignored.sum()),
         "images_with": statistics.images_with().tolist(),
-        "columns": [*statistics.label_space.classes, "(ignored)"],
+        "columns": columns,
     }
-    rows = (
-        f"    {json.dumps(name)}: {json.dumps([*row, int(rest)])}"
-        for name, row, rest in zip(statistics.names, statistics.counts.tolist(), ignored, strict=True)
-    )
+    rows = (f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in zip(statistics.names, table.tolist(), strict=True))
     body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     path = pathlib.Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,11 +149,12 @@ def _ours(path: pathlib.Path, content: dict, dataset: Dataset) -> Statistics:
         )
     images = content.get("images", {})
     _all_there(path, names, [name in images for name in names], images)
+    columns, classes = content.get("columns", []), space.num_classes
     try:
-        table = np.array([images[name] for name in names], np.int64).reshape(len(names), space.num_classes + 1)
+        table = np.array([images[name] for name in names], np.int64).reshape(len(names), len(columns))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: not every image has {space.num_classes + 1} counts ({error}): run `data stats --force`") from error
-    return Statistics(space, names, table[:, :-1].copy(), table[:, -1].copy())
+        raise DataError(f"{path}: not every image has {len(columns)} counts ({error}): run `data stats --force`") from error
+    return Statistics(space, names, table[:, :classes].copy(), table[:, classes].copy() if columns[classes:] == [IGNORED] else None)
 
 
 def _all_there(path: pathlib.Path, names: tuple[str, ...], there: list[bool], found) -> None:

@@ -1,6 +1,7 @@
 """Names every bad file of a data set, the ids found in it, the likely cause and the fix.
 
     segjax data check --config=configs/camvid_day_dusk.py              every data set of a config, each once
+    segjax data check --dataset=gta5 --root=DIR --split=train          a public data set as downloaded
     segjax data check --images=DIR --labels=DIR --label-space=camvid11 folders that no config knows yet
     segjax data check --file-list=train.txt --label-space=camvid11     a text file of "image label" lines
 
@@ -8,11 +9,17 @@ Every image and label is decoded. Exit 0: a training can use the data (hints may
 """
 
 import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from segjax.data import check
+from segjax.data.dataset import Dataset
+from segjax.data.faults import KINDS, Fault
 from segjax.errors import ConfigError, DataError
 from segjax.typing import IGNORE
 from segjax.verbs import data_source
@@ -20,82 +27,68 @@ from segjax.verbs.progress import progress
 
 SHOWN = 5
 """Files printed of each kind of problem; the rest are counted."""
-KINDS = {
-    "unpaired_images": "images without a label",
-    "unpaired_labels": "labels without an image",
-    "unreadable": "unreadable files",
-    "size_mismatch": "labels of another size than their image",
-    "bad_ids": "labels with ids out of range",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `segjax data check`."""
     data_source.add_source_arguments(parser)
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="look at the first N examples of each data set only")
-    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything that was found to FILE, for machines")
+    parser.add_argument("--threads", type=int, default=0, help="default: one a core")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was found; 3 when a run would be wrong. ConfigError for flags that name no data or two kinds of it."""
-    if args.limit < 0 or args.threads < 1:
-        raise ConfigError(f"data check: --limit={args.limit} --threads={args.threads}: expected 0 or more, and 1 or more")
-    wrong = 0
-    for source in data_source.sources(args):
-        try:
-            dataset = data_source.open_source(source, strict=False)
-        except DataError as error:
-            # One data set that cannot even be listed must not hide what is wrong with the next.
-            print(f"\n{source.where}\n  WRONG  {error}", flush=True)
-            wrong += 1
-            continue
-        wrong += bool(report(source.where, dataset, needs_labels=source.needs_labels, limit=args.limit, threads=args.threads))
+    if args.limit < 0 or args.threads < 0:
+        raise ConfigError(f"data check: --limit={args.limit} --threads={args.threads}: expected 0 or more")
+    reports = [_check(source, args) for source in data_source.sources(args)]
+    wrong = sum(not report["ok"] for report in reports)
     print(
         "\nevery data set can be used"
         if not wrong
         else f"\n{wrong} data set{'s' * (wrong > 1)} would make a run stop or learn something wrong"
     )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"ok": not wrong, "datasets": reports}, indent=2) + "\n", encoding="utf-8")
     return DataError.code if wrong else 0
 
 
-def report(name: str, dataset: Any, *, needs_labels: bool, limit: int, threads: int) -> list[str]:
-    """Checks one data set, prints what was found and returns what would make a run wrong."""
-    total = min(limit or len(dataset), len(dataset))
-    with progress(f"check {name}", total) as advance:
-        findings = check.check(dataset, threads=threads, limit=limit or None, progress=lambda done, total: advance(1))
-    print(f"\n{name}\n  {dataset!r}")
-    for line in class_lines(findings):
+def _check(source: data_source.Source, args: argparse.Namespace) -> dict[str, Any]:
+    """Checks one data set, prints what was found, and returns it for --json."""
+    try:
+        dataset = data_source.open_source(source, strict=False)
+    except DataError as error:
+        # One data set that cannot even be listed must not hide what is wrong with the next.
+        fault = Fault("unlisted", "", str(error))
+        print(f"\n{source.where}\n  WRONG  {error}", flush=True)
+        return {"where": source.where, "ok": False, "faults": [dataclasses.asdict(fault)]}
+    total = min(args.limit or len(dataset), len(dataset))
+    with progress(f"check {source.where}", total) as advance:
+        findings = check.check(dataset, threads=args.threads or None, limit=args.limit or None, progress=lambda done, total: advance(1))
+    if source.needs_labels and not findings.pixels.any() and findings.ok:
+        fix = "give `labels`, or a file list with two words a line"
+        findings.faults.append(Fault("set", "", "no label was read", "a training or an evaluation needs them", fix))
+    print(f"\n{source.where}\n  {dataset!r}")
+    for line in (*class_lines(findings), *fault_lines(findings.wrong, "WRONG"), *fault_lines(findings.hints, "hint ")):
         print(f"  {line}")
-    wrong = problems(findings, needs_labels=needs_labels)
-    for line in wrong:
-        print(f"  WRONG  {line}")
-    for line in findings.hints:
-        print(f"  hint   {line}")
-    if not wrong:
+    if findings.ok:
         print(f"  good   {findings.examples} examples")
-    return wrong
+    return _report(source.where, dataset, findings)
 
 
-def problems(findings: check.Findings, *, needs_labels: bool) -> list[str]:
-    """One line a problem: the first files of each kind with their likely cause, then what is wrong with the set as a whole."""
+def fault_lines(faults: list[Fault], word: str) -> list[str]:
+    """One line a fault; several of a kind stand under their number, and only the first files of each kind are shown."""
     lines = []
-    for kind, title in KINDS.items():
-        found = getattr(findings, kind)
-        names = [entry if isinstance(entry, str) else entry[1] for entry in found]
-        lines += [f"{len(found)} {title}: {name}" if not i else name for i, name in enumerate(names[:SHOWN])]
-        if len(found) > SHOWN:
-            lines.append(f"... and {len(found) - SHOWN} more {title}")
-    labelled = int(findings.pixels.sum())
-    present = set(np.flatnonzero(findings.pixels).tolist())
-    if needs_labels and not labelled and not lines:
-        lines.append("no label was read: a training or an evaluation needs them; give `labels`, or a file list with two words a line")
-    elif present and present <= {IGNORE}:
-        lines.append(
-            "every pixel of every label is ignore: the encoding does not fit these files; set `encoding` to what they were written with"
-        )
-    elif present <= {0, IGNORE} and labelled and findings.label_space.num_classes > 1:
-        first = findings.label_space.classes[0]
-        lines.append(f"labels hold only {first!r} (0) and ignore (255): these look like binary masks 0/255; write class ids instead")
+    for kind, group in itertools.groupby(faults, key=lambda fault: fault.kind):
+        same = list(group)
+        if kind == "set" or len(same) == 1:
+            lines += [f"{word}  {fault.line}" for fault in same]
+            continue
+        lines.append(f"{word}  {len(same)} {KINDS[kind]}")
+        lines += [f"       {fault.line}" for fault in same[:SHOWN]]
+        if len(same) > SHOWN:
+            lines.append(f"       ... and {len(same) - SHOWN} more")
     return lines
 
 
@@ -111,3 +104,17 @@ def class_lines(findings: check.Findings) -> list[str]:
         for k in order
     ]
     return lines + [f"{'(ignored)':<{width}} {100 * findings.pixels[IGNORE] / findings.pixels.sum():6.2f} % of all pixels"]
+
+
+def _report(where: str, dataset: Dataset, findings: check.Findings) -> dict[str, Any]:
+    classes = findings.label_space.classes
+    return {
+        "where": where,
+        "dataset": repr(dataset),
+        "ok": findings.ok,
+        "examples": findings.examples,
+        "sizes": {f"{w}x{h}": count for (h, w), count in findings.sizes.most_common()},
+        "pixels": {name: int(findings.pixels[k]) for k, name in enumerate(classes)} | {"ignored": int(findings.pixels[IGNORE])},
+        "images_with": {name: int(findings.images_with[k]) for k, name in enumerate(classes)},
+        "faults": [dataclasses.asdict(fault) for fault in (*findings.wrong, *findings.hints)],
+    }

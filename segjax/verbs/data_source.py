@@ -10,7 +10,7 @@ import pathlib
 import pkgutil
 from typing import Any, NamedTuple
 
-from segjax.data import label_spaces
+from segjax.data import encodings, label_spaces
 from segjax.data.dataset import Dataset
 from segjax.data.folders import FolderDataset
 from segjax.errors import ConfigError
@@ -44,7 +44,12 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, config: bool = True
     parser.add_argument("--labels", default="", metavar="DIR", help="the folder of their labels; leave out for an unlabelled set")
     parser.add_argument("--file-list", default="", metavar="FILE", help='text file of "image label" lines')
     parser.add_argument("--label-space", default="", metavar="NAME", help=f"one of {', '.join(label_spaces.LABEL_SPACES)}")
-    parser.add_argument("--encoding", default="", metavar="NAME", help=f"what the ids mean: {', '.join(label_spaces.ENCODINGS)}")
+    parser.add_argument(
+        "--encoding",
+        default="",
+        metavar="NAME",
+        help=f"what the ids mean: {', '.join(encodings.ENCODINGS)}, or a JSON file of ids or colours",
+    )
     parser.add_argument("--include", action="append", default=[], metavar="WORD", help="keep names with this word (may be repeated)")
     parser.add_argument("--exclude", action="append", default=[], metavar="WORD", help="drop names with this word (may be repeated)")
     text = "another argument of the data set, e.g. --with condition=night (may be repeated)"

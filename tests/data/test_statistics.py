@@ -99,6 +99,9 @@ def test_daformers_files_are_read(tmp_path, name, content):
         found = statistics.load(path, dataset)
         np.testing.assert_array_equal(found.counts, expected.counts)
         assert found.names == expected.names and found.ignored is None
+    statistics.save(found, tmp_path / "own", dataset)
+    again = statistics.load(tmp_path / "own", dataset)
+    assert again.ignored is None and again.counts.tolist() == expected.counts.tolist()
 
 
 def test_layout_tags_do_not_count():

@@ -1,6 +1,7 @@
 """`segjax data check` on good folders and on everything that goes wrong in practice."""
 
 import argparse
+import json
 import pathlib
 
 import numpy as np
@@ -51,11 +52,11 @@ def test_good_folders(tmp_path, capsys):
     [
         ("ids", ["bad.png", "[33]", "labelId"]),
         ("size", ["bad.png", "8x12", "16x12"]),
-        ("truncated", ["bad.png", "damaged or cut off"]),
+        ("truncated", ["bad.png", "damaged or cut off", "get it again"]),
         ("html", ["bad.png", "HTML page"]),
-        ("colour", ["bad.png", "colour picture"]),
-        ("no label", ["bad", "images without a label"]),
-        ("no image", ["bad", "labels without an image"]),
+        ("colour", ["bad.png", "RGB picture"]),
+        ("no label", ["bad", "image without a label"]),
+        ("no image", ["bad", "label without an image"]),
     ],
 )
 def test_every_fault_names_the_file_and_the_cause(tmp_path, capsys, fault, words):
@@ -99,9 +100,9 @@ def test_a_long_list_is_cut_and_counted(tmp_path, capsys):
     for i in range(9):
         pair(tmp_path, f"bad{i}", np.full((12, 16), 200))
     code, text = verb(capsys, **flags)
-    assert code == 3 and "9 labels with ids out of range" in text and "... and 4 more" in text
+    assert code == 3 and "WRONG  9 labels with ids out of range" in text and "... and 4 more" in text and text.count("bad") == 5
     code, text = verb(capsys, **flags, limit=5)
-    assert code == 3 and "5 labels with ids out of range" in text and "more labels" not in text
+    assert code == 3 and "WRONG  5 labels with ids out of range" in text and "more" not in text
 
 
 def test_a_class_that_never_occurs_is_a_hint(tmp_path, capsys):
@@ -139,7 +140,26 @@ def test_an_unlabelled_source_is_wrong(tmp_path, capsys):
     assert code == 3 and "no label was read" in text
 
 
-@pytest.mark.parametrize("flags", [{}, {"images": "x", "config": "y"}, {"images": "x", "limit": -1}, {"images": "x", "threads": 0}])
+def test_machines_read_the_same(tmp_path, capsys):
+    flags = good(tmp_path)
+    pair(tmp_path, "bad", np.full((12, 16), 33))
+    assert verb(capsys, **flags, json=tmp_path / "out" / "check.json")[0] == 3
+    content = json.loads((tmp_path / "out" / "check.json").read_text())
+    (found,) = content["datasets"]
+    assert not content["ok"] and not found["ok"] and found["examples"] == 4 and found["sizes"] == {"16x12": 4}
+    assert found["pixels"]["sky"] == 48 and found["images_with"]["sky"] == 3 and found["pixels"]["ignored"] == 48
+    (fault,) = found["faults"]
+    assert fault["kind"] == "label_ids" and fault["file"].endswith("labels/bad.png") and fault["ids"] == [33] and fault["wrong"]
+    assert "label ids" in fault["cause"] and "labelId" in fault["fix"]
+    (tmp_path / "labels" / "bad.png").unlink()
+    (tmp_path / "images" / "bad.png").unlink()
+    assert verb(capsys, **flags, json=tmp_path / "check.json")[0] == 0
+    assert json.loads((tmp_path / "check.json").read_text())["datasets"][0]["faults"] == []
+    assert verb(capsys, images=tmp_path / "gone", json=tmp_path / "check.json")[0] == 3
+    assert "does not exist" in json.loads((tmp_path / "check.json").read_text())["datasets"][0]["faults"][0]["found"]
+
+
+@pytest.mark.parametrize("flags", [{}, {"images": "x", "config": "y"}, {"images": "x", "limit": -1}, {"images": "x", "threads": -1}])
 def test_flags_that_make_no_sense(capsys, flags):
     with pytest.raises(ConfigError, match="data check"):
         verb(capsys, **flags)
