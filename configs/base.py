@@ -59,7 +59,7 @@ def add_stage(
         "method": method,
         "model": {"weights": "", "weights_space": "", "classifier": "map", **model},
         "optimizer": optimizer,
-        "data": {"scale": (1.0, 1.0), "flip": True, "workers": 0, **data},
+        "data": {"scale": (1.0, 1.0), "flip": True, "workers": 0, "broken": "raise", "broken_share": 0.01, **data},
         "evaluate": evaluate,
         "start_from": start_from,
         "sharding": (),

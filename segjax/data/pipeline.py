@@ -5,6 +5,7 @@ p-th contiguous block, so workers, hosts, devices and a restart at any step chan
 """
 
 import functools
+import inspect
 import os
 import threading
 import time
@@ -12,95 +13,126 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
-from grain.experimental import ZipMapDataset
 
-from segjax.data.transforms import check_crop, random_crop
-from segjax.errors import ConfigError, DataError
+from segjax.data import crops
+from segjax.data.robust import Ledger, Policy
+from segjax.data.sampling import ClassSampling, Count, count_labels
+from segjax.data.stream import Stream, open_stream
+from segjax.errors import ConfigError
 
 Batch = dict
 
 
-def training_batches(
+def training_batches(source, target=None, *, seed: int, batch_size: int, steps: int, **options: Any) -> Iterator[Batch]:
+    """The batches of `streams(source, target, ...)` in one call; options: what `streams` and `batches` take."""
+    of_batches = {key: value for key, value in options.items() if key in inspect.signature(batches).parameters}
+    of_streams = {key: value for key, value in options.items() if key not in of_batches}
+    return batches(streams(source, target, seed=seed, **of_streams), batch_size=batch_size, steps=steps, **of_batches)
+
+
+def streams(
     source,
     target=None,
     *,
-    batch_size: int,
-    crop: tuple[int, int],
-    scale: tuple[float, float] = (1.0, 1.0),
-    flip: bool = True,
     seed: int,
-    start_step: int = 0,
+    crop: tuple[int, int],
+    resize: tuple[int, int] | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
+    independent: bool = False,
+    flip: bool = True,
+    small: str = "pad",
+    quality: Any = None,
+    source_crops: Any = (),
+    target_crops: Any = (),
+    sampling: ClassSampling | None = None,
+    target_labels: bool = False,
+    part_ids: bool = False,
+    broken: str = "raise",
+    broken_share: float = 0.01,
+) -> list[Stream]:
+    """What the training elements of source and target are, checked; nothing but one example of each is read.
+
+    crop .. small: `crops.CropRule`, for both roles. quality (`crops.Quality` or its fields) looks at labels, so it holds for the source.
+    source_crops, target_crops: what differs in one role, a mapping of CropRule's fields. Several mappings make a batch of several kinds of
+    crops, in exact shares and one size: DiGA's low and high resolution are ({"resize": (720, 1280)}, {"resize": (1052, 1914)}).
+    sampling: how source records are drawn, default shuffled epochs without end. target_labels reads the target's labels (pseudo-labels),
+    which are else never opened. part_ids adds `source_part`, `target_part` uint8 [b]: the part of a mixture that a row comes from.
+    broken, broken_share: `robust.Policy`. ConfigError: what cannot be. DataError: empty set, unlabelled source, crop larger than the image.
+    """
+    policy = Policy(broken, broken_share)
+    common = dict(crop=crop, resize=resize, scale=scale, independent=independent, flip=flip, small=small)
+    shared: dict[str, Any] = dict(seed=seed, policy=policy, part_ids=part_ids)
+    rules = crops.rules({**common, "quality": quality}, source_crops, "data.source_crops" if source_crops else "data")
+    found = [open_stream("source", source, rules, sampling=sampling, **shared)]
+    if target is not None:
+        rules = crops.rules(common, target_crops, "data.target_crops" if target_crops else "data")
+        target = target if target_labels else target.unlabelled()
+        found.append(open_stream("target", target, rules, sampling=None, **shared))
+    return found
+
+
+def batches(
+    opened: list[Stream],
+    *,
+    batch_size: int,
     steps: int,
+    start_step: int = 0,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     target_batch_size: int | None = None,
-    target_labels: bool = False,
+    ledger: Ledger | None = None,
+    count: Count = count_labels,
 ) -> Iterator[Batch]:
     """Yield the batches of steps start_step .. steps - 1 as dicts of uint8 arrays.
 
-    source: labelled data set -> `source_image` [b,h,w,3], `source_label` [b,h,w]. target: -> `target_image`, of the same crop, paired at
-    random, its labels never read unless `target_labels` (pseudo-labels) -> `target_label`. b is this process's share of the global
-    batch_size (target_batch_size, default the same). Each data set is shuffled anew every epoch and repeated without end.
-    crop (height, width), scale, flip: `transforms.random_crop`. workers: processes that read; 0 reads in threads of this one.
-    Closing or dropping the iterator stops the workers. ConfigError: sizes that do not divide. DataError (before the first batch): empty
-    set, unlabelled source, crop larger than the image.
+    `source_image` [b,h,w,3], `source_label` [b,h,w], `target_image` [b,h,w,3], paired at random, and what the streams add. b is this
+    process's share of the global batch_size (target_batch_size, default the same). workers: processes that read; 0 reads in threads of this
+    one. ledger: the books of broken records (default: in memory). count: how class statistics are found.
+    Closing or dropping the iterator stops the workers. ConfigError: sizes that do not divide. DataError: what the policy does not allow.
     """
-    if not 0 < scale[0] <= scale[1]:
-        raise ConfigError(f"data.scale={tuple(scale)} is not a range, expected 0 < lowest <= highest, e.g. (0.5, 1.5)")
     if workers < 0:
         raise ConfigError(f"data.workers={workers}: expected 0 (threads of this process) or a number of processes")
-    if "label" not in _first(source, crop):
-        raise DataError(f"{source!r} has no labels, but a source must be labelled: set its labels folder, or use it as the target")
-    knobs: dict[str, Any] = dict(crop=tuple(crop), scale=tuple(scale), flip=flip)
-    place: dict[str, Any] = dict(steps=range(start_step, steps), process_index=process_index, process_count=process_count)
-    parts = [_stream(source, "source", batch_size, seed, knobs, **place)]
-    if target is not None:
-        target = target if target_labels else target.unlabelled()
-        _first(target, crop)
-        parts.append(_stream(target, "target", target_batch_size or batch_size, seed, knobs, **place))
+    plan = []
+    for stream, size in zip(opened, (batch_size, target_batch_size or batch_size), strict=False):
+        local = share(size, process_count)
+        plan.append((stream, stream.orders(functools.cache(count)), size, range(process_index * local, (process_index + 1) * local)))
     if start_step >= steps:
         return iter(())
-    return iterate(ZipMapDataset(parts).map(_merge), workers)
+    read = grain.MapDataset.source(range(start_step, steps)).map(functools.partial(_batch, plan))
+    return _booked(iterate(read, workers), opened, Ledger() if ledger is None else ledger)
 
 
-def _first(dataset, crop: tuple[int, int]) -> dict:
-    """The first example, having checked that there is one and that it holds the crop: a wrong size should not wait for a compile."""
-    _check_length(dataset)
-    first = dataset[0]
-    height, width = first["image"].shape[:2]
-    check_crop(crop, height, width, first["name"])
-    return first
+def _batch(plan: list[tuple], step: int) -> Batch:
+    """This process's rows of one step, each crop written straight into its place. plan: (stream, orders, global batch size, rows)."""
+    batch, broken = {}, []
+    for stream, orders, size, rows in plan:
+        arrays = stream.allocate(len(rows))
+        for row, place in enumerate(rows):
+            broken += stream.fill(orders, step * size + place, arrays, row)
+        batch |= arrays
+    return batch | {"broken": broken}
 
 
-def _stream(dataset, role: str, batch_size: int, seed: int, knobs: dict, *, steps: range, process_index: int, process_count: int):
-    """This process's batches of one data set, for `steps`, as a random-access grain data set."""
-    local = share(batch_size, process_count)
-    # Source and target take different orders even when they are one data set.
-    own_seed = int(np.random.SeedSequence([seed, 0 if role == "source" else 1]).generate_state(1)[0])
-    elements = grain.MapDataset.source(dataset).seed(own_seed).shuffle().repeat()
-    elements = elements.random_map(lambda example, rng: random_crop(rng, example, **knobs))
-
-    def element(position: int) -> Batch:
-        step, row = divmod(position, local)
-        found = elements[steps[step] * batch_size + process_index * local + row]
-        assert found is not None  # nothing filters elements
-        return {f"{role}_{key}": value for key, value in found.items()}
-
-    return grain.MapDataset.source(range(len(steps) * local)).map(element).batch(local)
+def _booked(read: Iterator[Batch], opened: list[Stream], ledger: Ledger) -> Iterator[Batch]:
+    """The batches without their notes on broken records, which are booked as each batch is handed out, in the order of the steps."""
+    by_role = {stream.role: stream for stream in opened}
+    try:
+        for batch in read:
+            for record in batch.pop("broken"):
+                stream = by_role[record.role]
+                ledger.note(record, len(stream.dataset), stream.policy)
+            yield batch
+    finally:
+        read.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
 
 
-def _merge(parts: tuple[Batch, ...]) -> Batch:
-    return {key: value for part in parts for key, value in part.items()}
-
-
-def iterate(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def iterate(elements: grain.MapDataset, workers: int) -> Iterator[Batch]:
     """Read ahead in threads or worker processes, and shut them down whichever way the consumer ends."""
     # A grain element is a whole batch here, so a few in flight are plenty; its default of 500 would fill the memory.
     threads = 2 if workers else min(4, os.cpu_count() or 1)
-    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    stream = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
         # grain reads absl flags, which only absl.app.run parses: without this, a script or a notebook fails at the first batch.
         if not flags.FLAGS.is_parsed():
@@ -134,8 +166,3 @@ def share(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(f"batch_size={batch_size} must be a positive multiple of the {process_count} processes: change data.batch_size")
     return batch_size // process_count
-
-
-def _check_length(dataset) -> None:
-    if len(dataset) == 0:
-        raise DataError(f"{dataset!r} is empty, expected at least one example: check its folder, split and filters")

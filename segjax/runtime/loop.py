@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ def train(
     log_every: int = 50,
     evaluate: Callable[[State, int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    host_metrics: Callable[[], Mapping[str, float]] = dict,
     sharding_overrides: meshes.Overrides = (),
     stop_on_nan: bool = True,
 ) -> State:
@@ -45,8 +46,8 @@ def train(
     batches: batches(start) iterates this process's numpy batches from step `start` on, the same whatever came before.
     initial_variables: {"params", "batch_stats"} put into a new state by `state.with_variables`. evaluate: called with the state
     after every `evaluate_every` steps (0: never); what it returns is logged. A row of metrics is the mean over `log_every` steps,
-    with images_per_s (rows of the largest input), step_s, data_wait (share of the window) and goodput (share of the time since
-    the call that went into steps). `stop_on_nan` looks at metrics named loss..., and at params before a save.
+    with images_per_s (rows of the largest input), step_s, data_wait (share of the window), goodput (share of the time since the call
+    that went into steps) and what host_metrics() says. `stop_on_nan` looks at metrics named loss..., and at params before a save.
     Raises Preempted after a save on SIGTERM or SIGINT; ConfigError, DataError, WeightsError; SegjaxError on NaN, a full disk or
     too little memory. Nothing saved before is lost by any of them.
     """
@@ -69,7 +70,8 @@ def train(
         frozen = jax.device_put(frozen, meshes.shard_rules(frozen, mesh))
         state_spec, frozen_spec = meshes.with_shardings((state, frozen), jax.tree.map(lambda leaf: leaf.sharding, (state, frozen)))
         compiled, report = compile_step(method, state_spec, frozen_spec, spec, mesh)
-        meter = Meter(place, saves, clock, start, log_every, stop_on_nan, rows=max(leaf.shape[0] for leaf in spec.values()))
+        rows = max(leaf.shape[0] for leaf in spec.values())
+        meter = Meter(place, saves, clock, start, log_every, stop_on_nan, rows, host_metrics)
         feed = Prefetch(itertools.chain([first], stream), lambda batch: meshes.put_batch(batch, mesh))
         with contextlib.closing(meter), contextlib.closing(feed), Preemption() as preemption, Steps(start, steps) as progress:
             for step in range(start, steps):

@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +42,23 @@ class Clock:
 class Meter:
     """The bookkeeping of one call of the training loop."""
 
-    def __init__(self, place: pathlib.Path, saves: Checkpoints, clock: Clock, start: int, log_every: int, stop_on_nan: bool, rows: int):
+    def __init__(
+        self,
+        place: pathlib.Path,
+        saves: Checkpoints,
+        clock: Clock,
+        start: int,
+        log_every: int,
+        stop_on_nan: bool,
+        rows: int,
+        host_metrics: Callable[[], Mapping[str, float]],
+    ):
         self.writer = MetricsWriter(place, start)
         self.saves, self.clock, self.log_every, self.stop_on_nan, self.rows = saves, clock, log_every, stop_on_nan, rows
         self.pending: deque = deque()  # (step, metrics on the device)
         self.window: list[dict[str, float]] = []
         self.start = self.last = start
+        self.host_metrics = host_metrics
         self.finite = jax.jit(lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])))
         clock.spent["start"] = clock.total()
         self.mark = (clock.total(), dict(clock.spent))
@@ -91,6 +102,7 @@ class Meter:
         means["step_s"] = seconds / len(self.window)
         means["data_wait"] = min(passed.get("data", 0.0) / seconds, 1.0)
         means["goodput"] = self.goodput()
+        means |= self.host_metrics()
         self.writer.write(self.last, means)
         self.progress.report(self.last, means)
         self.window.clear()

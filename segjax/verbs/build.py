@@ -5,31 +5,37 @@ Impossible combinations raise here, before a device is touched.
 """
 
 import dataclasses
-import difflib
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from segjax.data import label_spaces, transforms
+from segjax.data import label_spaces, mixture, pipeline, stream
 from segjax.errors import ConfigError, DataError
 from segjax.runtime import mesh as meshes
 from segjax.runtime import optim
 from segjax.typing import Method
+from segjax.verbs.resolve import call as call  # these four are used through `build` by the other verbs
+from segjax.verbs.resolve import import_string as import_string
+from segjax.verbs.resolve import nearest
+from segjax.verbs.resolve import plain as plain
+from segjax.verbs.resolve import resolve as resolve
 
 WEIGHT_KEYS = ("weights", "weights_space", "classifier")
 """Keys of a stage's `model` that say what it starts from; the others are the module's attributes."""
 EVALUATE_KEYS = ("size", "split", "score", "scales", "flip", "combine", "window", "stride", "window_batch", "upsample")
 """Keys of a stage's `evaluate.NAME` that say how to score; the others are the data set's arguments."""
 
+BATCH_KEYS = ("workers", "target_batch_size")
+"""Keys of a stage's `data` that say how batches are read; the others say what their elements are (`pipeline.streams`)."""
+PART_KEYS = ("weight", "repeat", "sampling")
+"""Keys of a mixture's part that say how much of it is drawn; the others are the data set's arguments."""
+
 OPTIONAL_KEYS = ("start_from", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
 """Keys that a stage may leave out."""
-
-_LINEN = ("parent", "name")  # every Linen module's own fields, no business of a config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ def stage_names(config) -> tuple[str, ...]:
         raise ConfigError(f"config.order is empty: name the stages to run, known: {', '.join(stages) or 'none'}")
     for name in order:
         if name not in stages:
-            raise ConfigError(f"config.order names the stage {name!r}: {_nearest(name, stages)}")
+            raise ConfigError(f"config.order names the stage {name!r}: {nearest(name, stages)}")
     for position, name in enumerate(order):
         before = order[:position]
         start = config.stages[name].get("start_from", "")
@@ -72,79 +78,49 @@ def stage_names(config) -> tuple[str, ...]:
 def stage(config, name: str) -> Stage:
     """Builds one stage's network and method. ConfigError names the key that is wrong."""
     if name not in config.stages:
-        raise ConfigError(f"unknown stage {name!r}: {_nearest(name, config.stages)}")
+        raise ConfigError(f"unknown stage {name!r}: {nearest(name, config.stages)}")
     seed = config.get("seed", 0)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"config.seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
     return _assemble(name, seed, plain(config.stages[name]))
 
 
-def plain(value: Any) -> Any:
-    """A ConfigDict as nested dicts and tuples, references resolved."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: plain(part) for key, part in value.items()}
-    return tuple(plain(part) for part in value) if isinstance(value, list | tuple) else value
-
-
-def resolve(spec: Mapping[str, Any], where: str, **extra: Any) -> Any:
-    """Calls what `spec["make"]` names with the other keys and `extra`. ConfigError: no such module or name, a keyword it does not take."""
-    if "make" not in spec:
-        raise ConfigError(f"{where} has no `make`: expected make='package.module:name', got keys {', '.join(spec) or 'none'}")
-    function = import_string(spec["make"], where)
-    return call(function, {**{key: value for key, value in spec.items() if key != "make"}, **extra}, where)
-
-
-def import_string(text: str, where: str) -> Callable:
-    """`package.module:name` -> the object. ConfigError names the nearest name that the module has."""
-    module_name, colon, name = str(text).partition(":")
-    if not colon or not name:
-        raise ConfigError(f"{where}.make={text!r}: expected 'package.module:name', e.g. 'segjax.methods.fda:make'")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{where}.make={text!r}: there is no module {error.name!r} (is its folder on PYTHONPATH?)") from None
-    except ImportError as error:
-        raise ConfigError(f"{where}.make={text!r}: {module_name} does not import: {error}") from None
-    if not hasattr(module, name):
-        raise ConfigError(f"{where}.make={text!r}: {module_name} has no {name!r}: {_nearest(name, vars(module))}")
-    return getattr(module, name)
-
-
-def call(function: Callable, arguments: Mapping[str, Any], where: str) -> Any:
-    """function(**arguments), where a keyword that it does not take or lacks is a ConfigError with the nearest one."""
-    parameters = inspect.signature(function).parameters
-    known = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in _LINEN]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in arguments:
-            if key not in known:
-                raise ConfigError(f"{where}.{key}: {function.__name__} takes no such argument: {_nearest(key, known)}")
-    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in arguments]
-    if missing:
-        raise ConfigError(f"{where}: {function.__name__} needs {', '.join(missing)}, which the config does not give")
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {function.__name__}: {' '.join(str(error).split())}") from error
-
-
 def dataset(spec: Mapping[str, Any], where: str, *, scored: bool = False) -> Any:
-    """A data set of a config. In an `evaluate` entry (`scored`), keys that steer the scoring reach the maker only if it takes them too.
+    """A data set of a config; the `parts` of a mixture are built too. In an `evaluate` entry (`scored`), keys that steer the scoring reach
+    the maker only if it takes them too.
 
     ConfigError: a key that the maker does not take. DataError: no example.
     """
     if scored and "make" in spec:
         parameters = inspect.signature(import_string(spec["make"], where)).parameters
         spec = {key: value for key, value in spec.items() if key not in EVALUATE_KEYS or key in parameters}
+    if "parts" in spec:
+        spec = {**spec, "parts": tuple(_part(part, f"{where}.parts[{number}]") for number, part in enumerate(spec["parts"]))}
     found = resolve(spec, where)
     if len(found) == 0:
         raise DataError(f"{where}: {found!r} is empty, expected at least one example: check its folder, split, length and filters")
     return found
 
 
-def training_data(stage: Stage) -> tuple[Any, Any]:
-    """(source, target or None) of a stage, checked against its network and crop. ConfigError or DataError names the key."""
+def _part(spec: Mapping[str, Any], where: str) -> mixture.Part:
+    """One part of a mixture: a data set's spec with what `mixture.Part` adds to it."""
+    own = {key: spec[key] for key in PART_KEYS if spec.get(key) is not None}
+    if own.get("sampling"):
+        own["sampling"] = resolve(own["sampling"], f"{where}.sampling")
+    found = dataset({key: value for key, value in spec.items() if key not in PART_KEYS}, where)
+    return call(mixture.Part, {"dataset": found, **own}, where)
+
+
+class TrainingData(NamedTuple):
+    """A stage's data sets (target may be None), and the streams of elements that are drawn from them."""
+
+    source: Any
+    target: Any
+    streams: list[stream.Stream]
+
+
+def training_data(stage: Stage) -> TrainingData:
+    """The data of a stage, checked against its network and crops. ConfigError or DataError names the key."""
     where, data = f"config.stages.{stage.name}.data", stage.spec["data"]
     source = dataset(data["source"], f"{where}.source")
     target = dataset(data["target"], f"{where}.target") if data.get("target") else None
@@ -154,12 +130,9 @@ def training_data(stage: Stage) -> tuple[Any, Any]:
             f"config.stages.{stage.name}.model.num_classes={stage.model.num_classes} but data.source is {source.label_space.name} "
             f"with {classes} classes: set num_classes={classes}, or another label_space"
         )
-    for name, part in (("source", source), ("target", target)):
-        if part is not None:
-            example = part[0]
-            height, width = example["image"].shape[:2]
-            transforms.check_crop(data["crop"], height, width, f"{where}.{name} ({example['name']})")
-    return source, target
+    options = {key: value for key, value in data.items() if key not in BATCH_KEYS}
+    options["sampling"] = resolve(data["sampling"], f"{where}.sampling") if data.get("sampling") else None
+    return TrainingData(source, target, call(pipeline.streams, {**options, "source": source, "target": target, "seed": stage.seed}, where))
 
 
 def make_mesh(stage: Stage) -> jax.sharding.Mesh:
@@ -223,7 +196,7 @@ def _check_spec(spec: Mapping[str, Any], where: str) -> None:
     needed = ("method", "model", "optimizer", "steps", "batch_size", "data", "evaluate")
     for key in spec:
         if key not in (*needed, *OPTIONAL_KEYS):
-            raise ConfigError(f"{where}.{key}: a stage has no such key: {_nearest(key, (*needed, *OPTIONAL_KEYS))}")
+            raise ConfigError(f"{where}.{key}: a stage has no such key: {nearest(key, (*needed, *OPTIONAL_KEYS))}")
     missing = [key for key in needed if key not in spec]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}: a stage has {', '.join(needed)}")
@@ -243,11 +216,5 @@ def compute_dtype(name: str, where: str) -> Any:
     """The type of that name. ConfigError on one that no network computes in."""
     known = ("float32", "bfloat16", "float16")
     if name not in known:
-        raise ConfigError(f"{where}={name!r}: {_nearest(str(name), known)}")
+        raise ConfigError(f"{where}={name!r}: {nearest(str(name), known)}")
     return jnp.dtype(name)
-
-
-def _nearest(name: str, known) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known[:20]) or 'none'}"

@@ -12,11 +12,15 @@ from typing import Any
 
 import jax
 
-from segjax.data import pipeline
+from segjax.data import pipeline, robust
+from segjax.data.sampling import count_labels
+from segjax.data.stream import Stream
 from segjax.errors import ConfigError
 from segjax.runtime import loop
 from segjax.verbs import build, folder, scores, scoring, startup, variables
 
+BROKEN = "broken.jsonl"
+"""The records that a run could not read and went on without (`data.broken`), one object a line."""
 ON_CHANGE = ("refuse", "continue", "restart")
 
 
@@ -52,9 +56,9 @@ def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path |
     errors of every part before anything is compiled; ConfigError when `place` holds work of other settings or inputs (`on_change`).
     """
     stage = build.stage(config, name)
-    source, target = build.training_data(stage)
+    data = build.training_data(stage)
     trials = scoring.trials(stage)
-    datasets = [source, target, *(trial.dataset for trial in trials)]
+    datasets = [data.source, data.target, *(trial.dataset for trial in trials)]
     settings = folder.settings(config, stage, datasets, start or stage.spec["model"].get("weights", ""))
     digest = folder.digest(settings)
     done = folder.read_done(place)
@@ -66,36 +70,39 @@ def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path |
     build.check_batch(stage, mesh)
     folder.prepare(place, settings, mesh, on_change=on_change)
     begin = time.monotonic()
-    space = source.label_space
+    space = data.source.label_space
+    ledger = robust.Ledger(place / BROKEN)
     scorer = scoring.Scorer(stage, space, 0, mesh)
     state = loop.train(
         stage.method,
-        batches=functools.partial(_batches, stage, source, target),
+        batches=functools.partial(_batches, stage, data.streams, place, ledger),
         steps=stage.spec["steps"],
         workdir=place,
         mesh=mesh,
         seed=stage.seed,
         initial_variables=variables.initial(stage, space, start),
         evaluate=functools.partial(_evaluate, scorer, trials),
+        host_metrics=ledger.metrics,
         sharding_overrides=build.sharding_overrides(stage),
         **{key: stage.spec[key] for key in ("checkpoint_every", "keep", "log_every", "evaluate_every") if key in stage.spec},
     )
-    return _finish(stage, state, scorer, trials, place, space=space.name, digest=digest, seconds=time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    return _finish(stage, state, scorer, trials, place, ledger, space=space.name, digest=digest, seconds=seconds)
 
 
-def _batches(stage: build.Stage, source, target, start_step: int):
-    arguments = {
-        **stage.spec["data"],
-        "source": source,
-        "target": target,
-        "batch_size": stage.spec["batch_size"],
-        "seed": stage.seed,
-        "start_step": start_step,
-        "steps": stage.spec["steps"],
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    return build.call(pipeline.training_batches, arguments, f"config.stages.{stage.name}.data")
+def _batches(stage: build.Stage, streams: list[Stream], place: pathlib.Path, ledger: robust.Ledger, start_step: int):
+    arguments = {key: stage.spec["data"][key] for key in build.BATCH_KEYS if key in stage.spec["data"]}
+    return pipeline.batches(
+        streams,
+        batch_size=stage.spec["batch_size"],
+        steps=stage.spec["steps"],
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        ledger=ledger,
+        count=functools.partial(count_labels, folder=place / "statistics", write=jax.process_index() == 0),
+        **arguments,
+    )
 
 
 def _evaluate(scorer: scoring.Scorer, trials: list[scoring.Trial], state: Any, step: int) -> dict[str, float]:
@@ -108,7 +115,16 @@ def _evaluate(scorer: scoring.Scorer, trials: list[scoring.Trial], state: Any, s
 
 
 def _finish(
-    stage: build.Stage, state: Any, scorer, trials, place: pathlib.Path, *, space: str, digest: str, seconds: float
+    stage: build.Stage,
+    state: Any,
+    scorer: scoring.Scorer,
+    trials: list[scoring.Trial],
+    place: pathlib.Path,
+    ledger: robust.Ledger,
+    *,
+    space: str,
+    digest: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Scores the last state, writes eval/, weights.safetensors and, last of all, done.json."""
     step = int(state.step)
@@ -121,6 +137,9 @@ def _finish(
         if first:
             scores.write(place / "eval", score, result)
     done = {"stage": stage.name, "digest": digest, "steps": step, "scores": results, "seconds": round(seconds, 1)}
+    if ledger.count:
+        done["broken_records"] = ledger.count
+        print(f"{ledger.count} records could not be read and others took their place: {place / BROKEN} names them", flush=True)
     metadata = {"stage": stage.name, "step": str(step), "model": json.dumps(stage.spec["model"], sort_keys=True)}
     weights = variables.gather(state)
     if first:
