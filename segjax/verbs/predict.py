@@ -96,17 +96,13 @@ def _photographs(path: pathlib.Path) -> "OneFile | folders.FolderDataset":
 
 
 def _places(photographs: "OneFile | folders.FolderDataset", output: pathlib.Path, ids: str) -> list[pathlib.Path]:
-    """Each photograph's PNG. ConfigError when one would replace a photograph or another's PNG: told before the first is written."""
-    taken = {}
-    for index in range(len(photographs)):
-        name = photographs.name(index)
-        place = output / png_name(name, ids)
-        if place in taken:
-            raise ConfigError(f"{taken[place]} and {name} would both become {place}: rename one, or predict them apart")
+    """Each photograph's PNG. ConfigError when one would replace the photograph: told before the first is written."""
+    names = [photographs.name(index) for index in range(len(photographs))]
+    places = [output / png_name(name, ids) for name in names]
+    for name, place in zip(names, places, strict=True):
         if place.exists() and place.samefile(photographs.root / name):
             raise ConfigError(f"--output={output}: {place} would replace the photograph itself; choose another folder")
-        taken[place] = name
-    return list(taken)
+    return places
 
 
 def png_name(name: str, ids: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from segjax import cli
-from segjax.data import label_spaces
+from segjax.data import evaluation, label_spaces
 from segjax.data.dataset import Dataset
 from segjax.errors import ConfigError
 from segjax.runtime import mesh as meshes
@@ -98,6 +98,72 @@ def test_a_prediction_is_resized_nearest_and_logits_bilinear():
     assert (scorer(jnp.ones(()), trial(numbered, upsample="logits")).confusion == score.confusion).all()
 
 
+class ManySizes(Numbered):
+    """As `Numbered`, each image of a size of its own."""
+
+    def __init__(self, sizes, space):
+        super().__init__(len(sizes), space, size=(64, 64))
+        self.sizes = sizes
+
+    def _load(self, index):
+        height, width = self.sizes[index]
+        example = super()._load(index)
+        return example | {key: np.ascontiguousarray(example[key][:height, :width]) for key in ("image", "label")}
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_images_of_many_sizes(count, monkeypatch):
+    """3 sizes are compiled for exactly, 20 are padded to few canvases: the pixels counted are each image's own either way."""
+    sizes = [(9 + i, 40 - i) for i in range(count)] * 2
+    data = ManySizes(sizes, "camvid11")
+    want = np.zeros((11, 12), np.int64)
+    for index in range(len(sizes)):
+        example = data[index]
+        kept = example["label"] != IGNORE
+        np.add.at(want, (example["label"][kept], np.array(TO_CAMVID)[example["image"][..., 0][kept]]), 1)
+    scorer = scoring.Scorer(stage(batch_size=2), label_spaces.get("cityscapes19"), 1, meshes.make_mesh(2))
+    traced = []
+    answer = inference.answer
+    monkeypatch.setattr(inference, "answer", lambda *args, **kw: traced.append(args[2].shape) or answer(*args, **kw))
+    assert (scorer(jnp.ones(()), trial(data)).confusion == want).all()
+    assert len(traced) == len(set(traced)) == (3 if count == 3 else len(evaluation.groups(data))) <= 8
+
+
+def columns(outputs):
+    """A network whose answer is the column that a pixel has in what it is fed, as a share of the width: resizes move it smoothly."""
+
+    def predict(state, frozen, image):
+        position = (jnp.arange(image.shape[2]) + 0.5) / image.shape[2] * outputs - 0.5
+        return jnp.broadcast_to(-jnp.abs(position[:, None] - jnp.arange(outputs)), (*image.shape[:3], outputs)) * state
+
+    return build.Stage("any", 0, {"batch_size": 2}, SimpleNamespace(num_classes=outputs, align_corners=False), Method(None, None, predict))
+
+
+@pytest.mark.parametrize("upsample", ["logits", "prediction"])
+def test_one_size_for_the_network_and_many_for_the_labels(upsample):
+    """Every canvas holds other label sizes, yet each is answered as if it had been alone."""
+    sizes = [(9 + 3 * i, 50 - 4 * i) for i in range(9)]
+    data, mesh, space = ManySizes(sizes, "camvid11"), meshes.make_mesh(1), label_spaces.get("camvid11")
+    scorer = scoring.Scorer(columns(11), space, 0, mesh)
+    found = scorer(jnp.ones(()), trial(data, size=(16, 23), upsample=upsample)).confusion
+    want = np.zeros_like(found)
+    for index, size in enumerate(sizes):
+        alone = ManySizes([size], "camvid11")
+        alone.answers, alone.labels = data.answers[index : index + 1], data.labels[index : index + 1]
+        want += scorer(jnp.ones(()), trial(alone, size=(16, 23), upsample=upsample)).confusion
+    assert (found == want).all() and found.sum() > 0
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 2)])
+def test_windows_and_views_count_as_the_whole_image_does(data, fsdp):
+    """A network that sees a pixel at a time answers the same through windows and mirror images, on any mesh."""
+    numbered, mesh = Numbered(5, "camvid11"), meshes.make_mesh(data, fsdp)
+    scorer = scoring.Scorer(stage(batch_size=3), label_spaces.get("cityscapes19"), 1, mesh)
+    state = jax.device_put(jnp.ones(()), meshes.replicated(mesh))
+    changes = dict(window=(4, 3), stride=(3, 2), window_batch=2, flip=True)
+    assert (scorer(state, trial(numbered, **changes)).confusion == expected(numbered, TO_CAMVID)).all()
+
+
 def test_absent_classes_are_left_out_and_named():
     numbered = Numbered(2, "cityscapes19")
     numbered.labels[:], numbered.answers[:] = 0, 0
@@ -175,9 +241,52 @@ def test_mistakes(changes, code, words, finished, tmp_path, capsys):
     assert error.count("\n") == 1 and all(word in error for word in words), error
 
 
+def test_flags_replace_the_config(finished, tmp_path):
+    weights = finished.workdir / "03-fda/weights.safetensors"
+    argv = ["evaluate", f"--config={finished.config}", f"--workdir={tmp_path}", f"--weights={weights}"]
+    flags = ["--scales=0.5,1.0", "--flip", "--window=48x32", "--stride=32x16", "--window-batch=2", "--combine=max", "--upsample=logits"]
+    assert cli.main([*argv, "--dataset=dusk", *flags]) == 0
+    found = json.loads((tmp_path / "eval/dusk-val.json").read_text())
+    want = {"scales": [0.5, 1.0], "flip": True, "combine": "max", "window": [32, 48], "stride": [16, 32], "window_batch": 2}
+    assert found["inference"] == {**want, "upsample": "logits"}
+    before = json.loads((finished.workdir / "03-fda/eval/dusk-val.json").read_text())
+    assert found["confusion"] != before["confusion"] and np.sum(found["confusion"]) == np.sum(before["confusion"])
+
+
+def test_what_synthia_lacks_leads_no_mean():
+    spec = {"make": "segjax.data.procedural:StreetScenes", "size": (32, 64), "length": 1}
+    for source, headline in (
+        ({"encoding": "labelId"}, "mIoU19"),
+        ({"encoding": "synthia"}, "mIoU16"),
+        ({"make": "segjax.data.readers.synthia:Synthia"}, "mIoU16"),
+        ({"make": "segjax.data.readers.synthia:Synthia", "label_space": "synthia16"}, "mIoU16"),
+        ({"label_space": "synthia13"}, "mIoU13"),
+        ({"label_space": "camvid11"}, "mIoU19"),
+    ):
+        made = build.Stage("any", 0, {"evaluate": {"dusk": spec}, "data": {"source": source}}, None, None)
+        assert scoring.trials(made)[0].headline == headline
+    chosen = build.Stage("any", 0, {"evaluate": {"dusk": {**spec, "score": "mIoU13"}}, "data": {}}, None, None)
+    assert scoring.trials(chosen)[0].headline == "mIoU13"
+
+
+def test_a_network_of_16_outputs_on_19_classes():
+    """Its outputs find their rows by name; the 13-class mean is over rows of the same matrix."""
+    numbered = Numbered(6, "cityscapes19")
+    numbered.answers %= 16
+    score = scoring.Scorer(stage(16), label_spaces.get("synthia16"), 0, meshes.make_mesh(1))(jnp.ones(()), trial(numbered))
+    rows = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
+    assert (score.confusion == expected(numbered, rows)).all()
+    hits = np.diagonal(score.confusion)
+    iou = hits / (score.confusion.sum(1) + score.confusion[:, :19].sum(0) - hits)
+    np.testing.assert_allclose(score.means["mIoU16"], iou[rows].mean(), rtol=1e-12)
+    np.testing.assert_allclose(score.means["mIoU13"], iou[[r for r in rows if r not in (3, 4, 5)]].mean(), rtol=1e-12)
+    assert (iou[[9, 14, 16]] == 0).all() and score.means["mIoU19"] < score.means["mIoU16"]
+
+
 def test_wrong_scoring_keys():
     spec = {"make": "segjax.data.procedural:StreetScenes", "size": (32, 64), "length": 1}
-    for key, value in (("upsample", "nearest"), ("score", "mIoU11"), ("size", 512), ("size", (0, 64))):
+    wrong = (("upsample", "nearest"), ("score", "mIoU11"), ("size", 512), ("size", (0, 64)), ("combine", "mean"), ("scales", (0.5, 0)))
+    for key, value in (*wrong, ("window", 512), ("window_batch", 0), ("stride", (8, 8))):
         broken = build.Stage("any", 0, {"evaluate": {"dusk": {**spec, key: value}}}, None, None)
         with pytest.raises(ConfigError, match=f"evaluate.dusk.{key}"):
             scoring.trials(broken)

@@ -73,6 +73,42 @@ def test_own_sizes_and_a_single_file(finished, photographs, tmp_path):
     assert Image.open(tmp_path / "one/a.png").size == (50, 37)
 
 
+def test_views_windows_and_upsampling(finished, photographs, tmp_path):
+    """A window larger than the photograph is the whole photograph; smaller ones and other views are not."""
+    plain, whole = tmp_path / "plain", tmp_path / "whole"
+    assert run(finished, photographs[0], plain) == 0
+    assert run(finished, photographs[0], whole, "--window=640x320", "--window-batch=3") == 0
+    assert all((a == b).all() for a, b in zip(read(plain), read(whole), strict=True))
+    for name, flags in (("windows", ["--window=32x32"]), ("views", ["--scales=0.5,1,1.5", "--flip"]), ("small", ["--size=32x16"])):
+        assert run(finished, photographs[0], tmp_path / name, *flags) == 0
+        assert [x.shape for x in read(tmp_path / name)] == [(32, 64)] * 3
+        assert any((a != b).any() for a, b in zip(read(plain), read(tmp_path / name), strict=True))
+    assert run(finished, photographs[0], tmp_path / "nearest", "--size=32x16", "--upsample=prediction") == 0
+    for png in read(tmp_path / "nearest"):
+        assert (png == np.repeat(np.repeat(png[::2, ::2], 2, 0), 2, 1)).all()
+
+
+def test_cityscapes_names_are_what_its_evaluation_finds():
+    for name, ids, want in (
+        ("ulm/ulm_000002_000019_leftImg8bit.png", "labelId", "ulm/ulm_000002_000019_pred_labelIds.png"),
+        ("ulm_000002_000019_leftImg8bit.png", "trainId", "ulm_000002_000019_pred_labelTrainIds.png"),
+        ("ulm_000002_000019_leftImg8bit.jpg", "color", "ulm_000002_000019_pred_color.png"),
+        ("GOPR0475_frame_000244_rgb_anon.png", "labelId", "GOPR0475_frame_000244_rgb_anon.png"),
+        ("a.b/street.jpg", "labelId", "a.b/street.png"),
+    ):
+        assert predict.png_name(name, ids) == want
+
+
+def test_no_photograph_is_replaced(finished, photographs, tmp_path, capsys):
+    image = Image.open(sorted(photographs[0].iterdir())[0])
+    for name in ("a.png", "b.jpg"):
+        image.save(tmp_path / name)
+    before = (tmp_path / "a.png").read_bytes()
+    assert run(finished, tmp_path, tmp_path) == 2
+    assert "would replace the photograph itself" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
@@ -80,6 +116,10 @@ def test_own_sizes_and_a_single_file(finished, photographs, tmp_path):
         (("--input={tmp}/empty",), 3, ["empty"]),
         (("--input={tmp}/bad.png",), 3, ["bad.png"]),
         (("--size=32",), 2, ["--size=32", "WIDTHxHEIGHT"]),
+        (("--window=32",), 2, ["--window=32", "WIDTHxHEIGHT"]),
+        (("--scales=1,x",), 2, ["--scales=1,x", "0.5,1.0"]),
+        (("--scales=0",), 2, ["--scales=", "above 0"]),
+        (("--window=32x32", "--stride=33x32"), 2, ["--stride", "exceeds window"]),
         (("--ids=ids",), 2, ["--ids"]),
         (("--output={tmp}/bad.png/out",), 2, ["cannot be written"]),
     ],
