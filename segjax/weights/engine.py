@@ -54,6 +54,8 @@ class Rule:
         the way out.
     number: (i, groups) -> the {i} of the i-th layer where the layers of a stack do not simply follow each other from `first`.
     levels: how many leading axes the stack has, in row-major order: 2 for a scan within a scan.
+    share: (first, last, of): of the source's leading axis, cut into `of` equal parts, the parameter is parts first..last-1; the rules
+        of its other shares name the same source, e.g. the query in an `in_proj_weight` that stacks query, key and value: (0, 1, 3).
     """
 
     path: str
@@ -64,6 +66,7 @@ class Rule:
     copies: tuple[str, ...] = ()
     number: Callable[[int, tuple[str, ...]], int] | None = None
     levels: int = 1
+    share: tuple[int, int, int] | None = None
 
     @property
     def stacked(self) -> bool:
@@ -88,6 +91,9 @@ class Rule:
 
     def to_segjax(self, parts: list[np.ndarray]) -> np.ndarray:
         """One layer's array out of its sources."""
+        if self.share is not None:
+            first, last, of = self.share
+            parts = [part[part.shape[0] * first // of : part.shape[0] * last // of] for part in parts]
         parts = [self.transform.to_segjax(part) for part in parts]
         return parts[0] if self.join is None else np.concatenate(parts, self.join)
 
@@ -113,6 +119,8 @@ class Public:
     recognises: source keys -> is it this one? layout: keys (the source's, or flat segjax paths on the way back) -> its form.
     model: (source arrays, the layout's own config.json or {}) -> the network that they describe, `{"make": ..., **kwargs}`; WeightsError
         where they describe none.
+    config: the network (`model`'s answer, as a segjax file keeps it) -> the config.json of a hub's folder, for layouts whose public code
+        reads one. WeightsError: the public code has no such network.
     forms: the forms that `layout` chooses among where segjax paths alone cannot tell them apart on the way back; the name of the one that
         was read is kept in the file.
     """
@@ -122,6 +130,7 @@ class Public:
     layout: Callable[[Iterable[str]], Layout]
     model: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
     reversible: bool = True
+    config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     forms: tuple[Layout, ...] = ()
 
 
@@ -178,7 +187,7 @@ def _one(source, rule: Rule, layers, copies, path: str, shape: tuple[int, ...]) 
     """One parameter as float32, or None and what is wrong with its sources."""
     try:
         parts = [rule.to_segjax([source[key] for key in layer]) for layer in layers]
-    except (ValueError, IndexError):  # numpy's words for axes that are not there
+    except (ValueError, IndexError, TypeError):  # numpy's words for axes that are not there
         return None, f"{layers[0][0]} {source[layers[0][0]].shape} does not fit {path} {shape}"
     expected = shape[rule.levels :] if rule.stacked else shape
     bad = [layer[0] for layer, part in zip(layers, parts, strict=True) if part.shape != expected]
@@ -195,6 +204,7 @@ def _one(source, rule: Rule, layers, copies, path: str, shape: tuple[int, ...]) 
 def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables") -> dict[str, np.ndarray]:
     """The way back: {segjax path: array} -> {source key: array}, scanned parameters taken apart. WeightsError: a path without a rule."""
     result: dict[str, np.ndarray] = {}
+    shares: dict[str, dict[tuple[int, int, int], np.ndarray]] = {}
     without = []
     for path, value in flat.items():
         value = np.asarray(value)
@@ -206,10 +216,23 @@ def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables
         stack = value.reshape(-1, *value.shape[rule.levels :]) if rule.stacked else value[None]
         for keys, twins, layer in zip(layers, copies, stack, strict=True):
             for key, part in zip(keys, rule.to_source(layer, len(keys)), strict=True):
-                result[key] = np.asarray(part, order="C")
+                if rule.share is None:
+                    result[key] = np.asarray(part, order="C")
+                else:
+                    shares.setdefault(key, {})[rule.share] = part
             result.update({twin: result[keys[0]] for twin in twins})
+    result.update({key: _whole(key, parts, without) for key, parts in shares.items()})
     _complain(name, layout.name, [], without, [])
     return result
+
+
+def _whole(key: str, parts: Mapping[tuple[int, int, int], np.ndarray], without: list[str]) -> np.ndarray:
+    """The source array of several parameters' shares; a share that no parameter has is added to `without`."""
+    ordered = sorted(parts)
+    ends, of = [0, *(last for _, last, _ in ordered)], ordered[0][2]
+    if ends != [*(first for first, _, _ in ordered), of]:
+        without.append(f"{key}, of which only the parts {[(first, last) for first, last, _ in ordered]} of {of} are there")
+    return np.concatenate([parts[share] for share in ordered])
 
 
 def _complain(name: str, layout: str, unused: list[str], unset: list[str], wrong: list[str]) -> None:

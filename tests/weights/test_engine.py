@@ -84,6 +84,35 @@ def test_the_way_back_refuses_a_path_without_a_rule():
         engine.to_source({"params/new/kernel": np.zeros(2)}, LAYOUT)
 
 
+def test_joined_shared_and_copied_sources_come_together_and_apart():
+    rules = (
+        Rule("params/joined/kernel", ("{i}.k.weight", "{i}.v.weight"), DENSE, join=-1),
+        Rule("params/one/kernel", "in_proj_weight", DENSE, share=(0, 1, 3)),
+        Rule("params/two/kernel", "in_proj_weight", DENSE, share=(1, 3, 3)),
+        Rule("params/tied/scale", "a.weight", copies=("b.weight",)),
+    )
+    layout, draw = Layout("toy", rules), np.random.default_rng(0).standard_normal
+    source = {f"{i}.{name}.weight": draw((4, 2)) for i in (0, 1) for name in "kv"} | {"in_proj_weight": draw((6, 5))}
+    source = {key: value.astype(np.float32) for key, value in (source | {"a.weight": draw(3)}).items()}
+    shapes = {"joined/kernel": (2, 2, 8), "one/kernel": (5, 2), "two/kernel": (5, 4), "tied/scale": (3,)}
+    like = {f"params/{path}": np.empty(shape, np.float32) for path, shape in shapes.items()}
+    flat = engine.to_segjax(source, layout, like)
+    np.testing.assert_array_equal(flat["params/joined/kernel"][1], np.hstack([source["1.k.weight"].T, source["1.v.weight"].T]))
+    np.testing.assert_array_equal(flat["params/one/kernel"], source["in_proj_weight"][:2].T)
+    np.testing.assert_array_equal(flat["params/two/kernel"], source["in_proj_weight"][2:].T)
+    back = engine.to_source(flat, layout)
+    assert set(back) == {*source, "b.weight"} and all(back[key].tobytes() == source[key].tobytes() for key in source)
+    np.testing.assert_array_equal(back["b.weight"], source["a.weight"])
+
+    assert engine.to_segjax(back, layout, like).keys() == flat.keys()
+    with pytest.raises(WeightsError, match=r"wrong shapes 1: b\.weight differs from a\.weight, of which it should be a copy"):
+        engine.to_segjax(source | {"b.weight": source["a.weight"] + 1}, layout, like)
+    with pytest.raises(WeightsError, match=r"wrong shapes 1: in_proj_weight \(7, 5\) does not fit params/two"):
+        engine.to_segjax(source | {"in_proj_weight": np.zeros((7, 5))}, layout, like)
+    with pytest.raises(WeightsError, match=r"in_proj_weight, of which only the parts \[\(1, 3\)\] of 3 are there"):
+        engine.to_source({path: value for path, value in flat.items() if "one" not in path}, layout)
+
+
 def _tree():
     return {
         "params": {"body": {"kernel": np.ones((2, 3), np.float32)}, "last": {"bias": np.arange(5, dtype=np.float32)}},
