@@ -177,6 +177,19 @@ class LayerNorm(nn.Module):
         return layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
 
 
+class Dropout(nn.Module):
+    """Drop single numbers with probability `rate` and scale the rest by 1 / (1 - rate); as `ChannelDropout` else."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0.0 or not self.has_rng("dropout"):
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        return x * (keep / (1 - self.rate)).astype(x.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of [B,...,C]; float32 statistics."""
 
