@@ -1,4 +1,4 @@
-"""Max pooling and its inverse in the form each platform runs well; ties go to the first maximum in scan order, as in torch."""
+"""Pooling and its inverse in the form each platform runs well; ties of a maximum go to the first in scan order, as in torch."""
 
 from functools import partial
 
@@ -43,6 +43,15 @@ def max_unpool_2x2(x: Array, index: Array, output_size: tuple[int, int]) -> Arra
     place = jnp.arange(4, dtype=index.dtype).reshape(2, 1, 2, 1)
     y = jnp.where(index[:, :, None, :, None] == place, x[:, :, None, :, None], jnp.zeros((), x.dtype)).reshape(b, 2 * h, 2 * w, c)
     return jnp.pad(y, ((0, 0), (0, output_size[0] - 2 * h), (0, output_size[1] - 2 * w), (0, 0)))
+
+
+def average_pool(x: Array, size: int) -> Array:
+    """Means of x [B,H,W,C] over whole windows of size x size, `size` apart (torch's `AvgPool2d(size)`; what is left over is dropped)."""
+    if size == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x[:, : h // size * size, : w // size * size].reshape(b, h // size, size, w // size, size, c)
+    return x.mean((2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 def max_pool(x: Array, *, window: int = 3, stride: int = 2, padding: int = 1, ceil_mode: bool = False) -> Array:

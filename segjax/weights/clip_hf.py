@@ -1,22 +1,22 @@
-"""Names of CLIP at Hugging Face: CLIPModel, CLIPTextModel (Stable Diffusion's text encoder), CLIPVisionModel.
+"""Names of CLIP at Hugging Face: CLIPModel, CLIPTextModel (Stable Diffusion's text encoder), CLIPVisionModel, projected or not.
 
 The separate query, key and value of a block lie side by side in the one `in_proj` here. Sizes come from the shapes; what shapes cannot
 tell (heads, activation, end token, epsilon) from config.json, where an absent key means the default of transformers' config classes.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from segjax.errors import WeightsError
-from segjax.weights.engine import DENSE, IDENTITY, Layout, Public, Rule
+from segjax.weights import clip_sizes
+from segjax.weights.engine import CONV, DENSE, IDENTITY, Layout, Public, Rule
 
 _BUFFERS = (r"(.*\.)?embeddings\.position_ids",)  # 0, 1, 2, ...: written until transformers 4.30
+_OTHER_TOWER = (r"text_model\..*", r"text_projection\.weight", "logit_scale")
 
 
-def blocks(ours: str, theirs: str) -> tuple[Rule, ...]:
+def _blocks(ours: str, theirs: str) -> tuple[Rule, ...]:
     """The scanned blocks under the path `ours` and the prefix `theirs`."""
     rules = []
     for kind, suffix, transform in (("kernel", "weight", DENSE), ("bias", "bias", IDENTITY)):
@@ -37,85 +37,124 @@ def _text(ours: str, prefix: str) -> tuple[Rule, ...]:
     return (
         Rule(f"params/{ours}token_embedding", f"{prefix}embeddings.token_embedding.weight"),
         Rule(f"params/{ours}positional_embedding", f"{prefix}embeddings.position_embedding.weight"),
-        *blocks(ours, f"{prefix}encoder.layers"),
+        *_blocks(ours, f"{prefix}encoder.layers"),
         *_norm(f"{ours}ln_final", f"{prefix}final_layer_norm"),
         Rule(f"params/{ours}text_projection/kernel", "text_projection.weight", DENSE),
     )
 
 
-PREFIXED = Layout("clip_text_hf", _text("", "text_model."), _BUFFERS)
-BARE = Layout("clip_text_hf_bare", _text("", ""), _BUFFERS)
+def _vision(ours: str, prefix: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"params/{ours}class_embedding", f"{prefix}embeddings.class_embedding"),
+        Rule(f"params/{ours}conv1/kernel", f"{prefix}embeddings.patch_embedding.weight", CONV),
+        Rule(f"params/{ours}positional_embedding", f"{prefix}embeddings.position_embedding.weight"),
+        *_norm(f"{ours}ln_pre", f"{prefix}pre_layrnorm"),  # misspelt there
+        *_blocks(ours, f"{prefix}encoder.layers"),
+        *_norm(f"{ours}ln_post", f"{prefix}post_layernorm"),
+        Rule(f"params/{ours}proj/kernel", "visual_projection.weight", DENSE),
+    )
+
+
+BOTH = Layout(
+    "clip_hf", (*_text("text/", "text_model."), *_vision("visual/", "vision_model."), Rule("params/logit_scale", "logit_scale")), _BUFFERS
+)
+TEXT = Layout("clip_text_hf", _text("", "text_model."), _BUFFERS)
+TEXT_BARE = Layout("clip_text_hf_bare", _text("", ""), _BUFFERS)
 """As transformers 5 saves a CLIPTextModel alone: no `text_model.` before its keys."""
+VISION = Layout("clip_vision_hf", _vision("", "vision_model."), (*_BUFFERS, *_OTHER_TOWER))
+VISION_BARE = Layout("clip_vision_hf_bare", _vision("", ""), _BUFFERS)
 
 
-def _text_form(keys: Iterable[str]) -> Layout:
-    return BARE if "embeddings.token_embedding.weight" in keys else PREFIXED
-
-
-def settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The "text" or "vision" part of a config.json: of a CLIPModel's, or the whole of a single tower's."""
     if f"{kind}_config" not in config:
         return dict(config)
-    return {**config[f"{kind}_config"], **(config.get(f"{kind}_config_dict") or {})}
+    return {**(config[f"{kind}_config"] or {}), **(config.get(f"{kind}_config_dict") or {})}
 
 
-def depth(source: Mapping[str, np.ndarray], prefix: str) -> int:
-    """How many layers `{prefix}.N.` there are."""
-    return len({found[1] for key in source if (found := re.match(rf"{re.escape(prefix)}\.(\d+)\.", key))})
-
-
-def heads(width: int, count: int | None, where: str) -> int:
-    """A head count that divides the width; without one, OpenAI's rule: a head for every 64 channels. WeightsError."""
-    count = max(1, width // 64) if count is None else count
-    if not isinstance(count, int) or count < 1 or width % count:
-        raise WeightsError(f"{where}: {count!r} attention heads do not divide the width {width}: is the config another network's?")
-    return count
-
-
-def activation(name: Any, where: str) -> str:
-    """The activation of a config. WeightsError: not one that CLIP's weights come with."""
-    if name not in ("gelu", "quick_gelu"):
-        raise WeightsError(f"{where}: activation {name!r}: expected 'gelu' or 'quick_gelu'")
-    return name
-
-
-def text_fields(source: Mapping[str, np.ndarray], config: Mapping[str, Any], prefix: str, name: str) -> dict[str, Any]:
-    """The fields of a TextTransformer, its projection left out. WeightsError: no such tower."""
-    layer = f"{prefix}encoder.layers"
-    try:
-        vocab_size, width = source[f"{prefix}embeddings.token_embedding.weight"].shape
-        context = source[f"{prefix}embeddings.position_embedding.weight"].shape[0]
-        mlp_width = source[f"{layer}.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError, IndexError):
-        raise WeightsError(f"layout {name}: no text tower ({prefix}embeddings, {layer}.N): found {sorted(source)[:10]}") from None
+def _tower(source: Mapping[str, np.ndarray], config: Mapping[str, Any], prefix: str, heads: int, layout: str) -> dict[str, Any]:
+    """What both towers have. heads: transformers' default where a config leaves it out."""
+    layers = f"{prefix}encoder.layers"
+    mlp_width, width = clip_sizes.shape(source, f"{layers}.0.mlp.fc1.weight", 2, layout)
     return {
-        "vocab_size": vocab_size,
-        "context_length": context,
         "width": width,
-        "layers": depth(source, layer),
-        "heads": heads(width, config.get("num_attention_heads", 8 if config else None), f"layout {name}: text"),
+        "layers": clip_sizes.depth(source, layers),
+        "heads": clip_sizes.heads(width, config.get("num_attention_heads", heads if config else None), f"layout {layout}"),
         "mlp_width": mlp_width,
-        "activation": activation(config.get("hidden_act", "quick_gelu"), f"layout {name}: text"),
-        "eos_token_id": config.get("eos_token_id", 49407 if config else 2),
+        "activation": clip_sizes.activation(config.get("hidden_act", "quick_gelu"), f"layout {layout}"),
         "epsilon": config.get("layer_norm_eps", 1e-5),
     }
 
 
+def _text_fields(source: Mapping[str, np.ndarray], config: Mapping[str, Any], prefix: str, layout: str) -> dict[str, Any]:
+    settings = _settings(config, "text")
+    return {
+        "vocab_size": clip_sizes.shape(source, f"{prefix}embeddings.token_embedding.weight", 2, layout)[0],
+        "context_length": clip_sizes.shape(source, f"{prefix}embeddings.position_embedding.weight", 2, layout)[0],
+        "eos_token_id": settings.get("eos_token_id", 49407 if settings else 2),
+        **_tower(source, settings, prefix, 8, layout),
+    }
+
+
+def _vision_fields(source: Mapping[str, np.ndarray], config: Mapping[str, Any], prefix: str, layout: str) -> dict[str, Any]:
+    settings = _settings(config, "vision")
+    patch = clip_sizes.shape(source, f"{prefix}embeddings.patch_embedding.weight", 4, layout)[2]
+    positions = clip_sizes.shape(source, f"{prefix}embeddings.position_embedding.weight", 2, layout)[0]
+    grid = clip_sizes.side(positions, f"layout {layout}")
+    size = clip_sizes.image_size(grid, patch, settings.get("image_size", 224))
+    return {"image_size": size, "patch_size": patch, **_tower(source, settings, prefix, 12, layout)}
+
+
+def _model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
+    text = _text_fields(source, config, "text_model.", "clip_hf")
+    vision = _vision_fields(source, config, "vision_model.", "clip_hf")
+    fields = {**{f"text_{name}": value for name, value in text.items()}, **{f"vision_{name}": value for name, value in vision.items()}}
+    embed_dim = clip_sizes.shape(source, "text_projection.weight", 2, "clip_hf")[0]
+    return {"make": "segjax.nets.clip:clip", "vision": "vit", "embed_dim": embed_dim, **fields}
+
+
+def _embed_dim(source: Mapping[str, np.ndarray], key: str) -> int | None:
+    return int(source[key].shape[0]) if key in source else None
+
+
 def _text_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
-    prefix = "" if _text_form(source) is BARE else "text_model."
-    fields = text_fields(source, settings(config, "text"), prefix, "clip_text_hf")
-    projection = source.get("text_projection.weight")
-    return {"make": "segjax.nets.clip:TextTransformer", **fields, "embed_dim": None if projection is None else projection.shape[0]}
+    fields = _text_fields(source, config, "" if _text_form(source) is TEXT_BARE else "text_model.", "clip_text_hf")
+    return {"make": "segjax.nets.clip:TextTransformer", "embed_dim": _embed_dim(source, "text_projection.weight"), **fields}
 
 
-def _is_text(keys: Iterable[str]) -> bool:
+def _vision_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
+    fields = _vision_fields(source, config, "" if _vision_form(source) is VISION_BARE else "vision_model.", "clip_vision_hf")
+    return {"make": "segjax.nets.clip:VisionTransformer", "embed_dim": _embed_dim(source, "visual_projection.weight"), **fields}
+
+
+def _text_form(keys: Iterable[str]) -> Layout:
+    return TEXT_BARE if "embeddings.token_embedding.weight" in keys else TEXT
+
+
+def _vision_form(keys: Iterable[str]) -> Layout:
+    return VISION_BARE if "embeddings.class_embedding" in keys else VISION
+
+
+def _towers(keys: Iterable[str]) -> set[str]:
+    """Which of "text" and "vision" a file holds in these spellings, by what each has and no other network does."""
     keys = set(keys)
-    layer = "encoder.layers.0.self_attn.q_proj.weight"
-    found = {"embeddings.token_embedding.weight", layer} <= keys or {
-        "text_model.embeddings.token_embedding.weight",
-        f"text_model.{layer}",
-    } <= keys
-    return found and not any(key.startswith(("vision_model.", "visual")) for key in keys)
+    found = set()
+    for tower, own in (("text", "embeddings.token_embedding.weight"), ("vision", "pre_layrnorm.weight")):
+        for prefix in ("", f"{tower}_model."):
+            if {f"{prefix}{own}", f"{prefix}encoder.layers.0.self_attn.q_proj.weight"} <= keys:
+                found.add(tower)
+    return found
 
 
-CLIP_TEXT_HF = Public("clip_text_hf", recognises=_is_text, layout=_text_form, model=_text_model, forms=(PREFIXED, BARE))
+CLIP_HF = Public("clip_hf", recognises=lambda keys: _towers(keys) == {"text", "vision"}, layout=lambda keys: BOTH, model=_model)
+CLIP_TEXT_HF = Public(
+    "clip_text_hf", recognises=lambda keys: _towers(keys) == {"text"}, layout=_text_form, model=_text_model, forms=(TEXT, TEXT_BARE)
+)
+CLIP_VISION_HF = Public(
+    "clip_vision_hf",
+    recognises=lambda keys: _towers(keys) == {"vision"},
+    layout=_vision_form,
+    model=_vision_model,
+    forms=(VISION, VISION_BARE),
+)
+"""Named for a whole CLIPModel's file (`--layout=clip_vision_hf`), it takes the vision tower and leaves the text."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.ops.pooling import max_pool, max_pool_2x2_with_index, max_unpool_2x2
+from segjax.ops.pooling import average_pool, max_pool, max_pool_2x2_with_index, max_unpool_2x2
 
 
 def test_indices_name_the_first_maximum_and_unpool_restores_it():
@@ -53,3 +53,10 @@ def test_max_pool_gradient_goes_to_the_first_maximum():
     ours = jax.grad(lambda x: jnp.square(max_pool(x)).sum())(distinct)
     window = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
     np.testing.assert_allclose(ours, jax.grad(lambda x: jnp.square(window(x)).sum())(distinct), rtol=1e-6)
+
+
+def test_average_pool_drops_what_is_left_over():
+    x = np.arange(2 * 5 * 7 * 3, dtype=np.float32).reshape(2, 5, 7, 3)
+    expected = x[:, :4, :6].reshape(2, 2, 2, 3, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(average_pool(jnp.asarray(x), 2), expected, rtol=1e-6)
+    np.testing.assert_array_equal(average_pool(jnp.asarray(x), 1), x)

@@ -1,0 +1,115 @@
+"""CLIP's ResNets: three convolutions as stem, average pools before strides, attention instead of a mean (arXiv 2103.00020, section 2.4)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from segjax.nets.layers import BatchNorm, Conv, Dense
+from segjax.ops.attention import attention
+from segjax.ops.pooling import average_pool
+from segjax.ops.resize import bilinear
+from segjax.typing import Array
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, mean over stride x stride, 1x1 with BatchNorm, added to the input or to the projection of its mean."""
+
+    width: int
+    stride: int = 1
+    project: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
+        conv = lambda features, size, name: Conv(features, (size, size), use_bias=False, dtype=self.dtype, name=name)
+        norm = lambda name: BatchNorm(dtype=self.dtype, name=name)
+        y = nn.relu(norm("bn1")(conv(self.width, 1, "conv1")(x), train))
+        y = nn.relu(norm("bn2")(conv(self.width, 3, "conv2")(y), train))
+        y = norm("bn3")(conv(4 * self.width, 1, "conv3")(average_pool(y, self.stride)), train)
+        if self.project:
+            x = norm("downsample_bn")(conv(4 * self.width, 1, "downsample_conv")(average_pool(x, self.stride)), train)
+        return nn.relu(x + y), None
+
+
+class AttentionPool(nn.Module):
+    """One vector of a feature map [B,h,w,C]: its mean attends to itself and to every location.
+
+    side: of the square grid of position embeddings, resized bilinearly for maps of another shape (as fc-clip and CLOUDS).
+    """
+
+    embed_dim: int
+    heads: int
+    side: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Returns the pooled vector [B,embed_dim] and, for every location, its value projected likewise without positions or
+        attention [B,h,w,embed_dim] (MaskCLIP, arXiv 2112.01071)."""
+        b, h, w, c = x.shape
+        dense = lambda features, name: Dense(features, dtype=self.dtype, name=name)
+        positions = self.param("positional_embedding", nn.initializers.normal(c**-0.5), (1 + self.side**2, c))
+        if (h, w) != (self.side, self.side):
+            grid = bilinear(positions[1:].reshape(1, self.side, self.side, c), (h, w))
+            positions = jnp.concatenate([positions[:1], grid.reshape(h * w, c)])
+        locations = x.reshape(b, h * w, c)
+        mean = locations.mean(1, keepdims=True, dtype=jnp.float32).astype(self.dtype)
+        tokens = jnp.concatenate([mean, locations], axis=1) + positions.astype(self.dtype)
+        split = lambda y: y.reshape(b, -1, self.heads, c // self.heads)
+        value, project = dense(c, "v_proj"), dense(self.embed_dim, "c_proj")
+        pooled = attention(split(dense(c, "q_proj")(tokens[:, :1])), split(dense(c, "k_proj")(tokens)), split(value(tokens)))
+        return project(pooled.reshape(b, c)), project(value(x))
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet over normalised images [B,H,W,3]; RN50 is layers (3, 4, 6, 3), RN101 (3, 4, 23, 3), wider ones RN50x4 to RN50x64.
+
+    The first block of each stage is `layerN_0`, the others `layerN_rest`, scanned. image_size: of training, which fixes the grid of the
+    attention pool's positions. Trained weights are used with `train=False` (running statistics), also where they are frozen in training.
+    """
+
+    embed_dim: int
+    image_size: int = 224
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    heads: int = 32
+    unroll: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
+        """Returns stem [B,H/4,W/4,width], res2..res5 (strides 4, 8, 16, 32; 4, 8, 16, 32 times the width), pooled = projected [B,embed_dim]
+        (not normalised), and dense [B,H/32,W/32,embed_dim]: the locations in the space of the text embeddings (see AttentionPool).
+        Under jit only what is used of them is computed.
+        """
+        shared: dict[str, Any] = dict(dtype=self.dtype)
+        x = image.astype(self.dtype)
+        for n, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
+            x = Conv(features, stride=stride, padding=1, use_bias=False, name=f"conv{n}", **shared)(x)
+            x = nn.relu(BatchNorm(name=f"bn{n}", **shared)(x, train))
+        x = average_pool(x, 2)
+        result = {"stem": x}
+        for n, blocks in enumerate(self.layers):
+            width = self.width * 2**n
+            x, _ = Bottleneck(width, 1 if n == 0 else 2, project=True, name=f"layer{n + 1}_0", **shared)(x, train)
+            if blocks > 1:
+                rest = nn.scan(
+                    Bottleneck,
+                    variable_axes={"params": 0, "batch_stats": 0},
+                    split_rngs={"params": True},
+                    in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
+                    length=blocks - 1,
+                    unroll=self.unroll,
+                )
+                x, _ = rest(width, name=f"layer{n + 1}_rest", **shared)(x, train)
+            result[f"res{n + 2}"] = x
+        side = self.image_size // (4 * 2 ** (len(self.layers) - 1))
+        pooled, dense = AttentionPool(self.embed_dim, self.heads, side, name="attnpool", **shared)(x)
+        return {**result, "pooled": pooled, "projected": pooled, "dense": dense}
+
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The arguments of a call, for shapes."""
+        return (jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32),)
