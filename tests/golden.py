@@ -22,9 +22,13 @@ class Golden:
         self.source, self.config = checkpoint.arrays, checkpoint.config
         self.public = layouts.recognise(self.source, str(path))
         self.spec = self.public.model(self.source, self.config)
-        where = path if path.is_dir() else path.parent
+        where = self._arrays_in()
         self.arrays = {key: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for key, x in np.load(where / "golden.npz").items()}
         self.facts = json.loads((where / "arrays.json").read_text())
+
+    def _arrays_in(self) -> pathlib.Path:
+        """The folder of golden.npz and arrays.json."""
+        return self.path if self.path.is_dir() else self.path.parent
 
     def net(self, **changes):
         """The described network, with some arguments changed."""

@@ -124,7 +124,7 @@ def segjax_file(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
 
 def _module(spec: Mapping[str, Any], where: str) -> Any:
     dtype = {"dtype": build.compute_dtype(spec["dtype"], f"{where}: dtype")} if "dtype" in spec else {}
-    return build.resolve({**spec, **dtype}, where)
+    return build.resolve({**build.plain(dict(spec)), **dtype}, where)  # JSON has lists where modules need tuples
 
 
 def _dtype(name: str) -> np.dtype:
