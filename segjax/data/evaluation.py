@@ -89,8 +89,9 @@ def _by_canvas(sizes: list[tuple[int, int]], step: int) -> dict[tuple[int, int],
 def _batch(dataset, group: Group, filled: tuple[int, ...], spare: int, size: tuple[int, int] | None) -> Batch:
     loaded = {index: dataset[spare if index < 0 else index] for index in dict.fromkeys(filled)}
     examples = [loaded[index] for index in filled]
-    images, labels = [example["image"] for example in examples], [example.get("label") for example in examples]
-    own = [(image if label is None else label).shape[:2] for image, label in zip(images, labels, strict=True)]
+    images = [example["image"] for example in examples]
+    labels = [example["label"] for example in examples] if "label" in examples[0] else []
+    own = [array.shape[:2] for array in labels or images]
     batch: Batch = {
         "name": [example["name"] if index >= 0 else "" for example, index in zip(examples, filled, strict=True)],
         "index": np.asarray(filled, np.int64),
@@ -102,13 +103,13 @@ def _batch(dataset, group: Group, filled: tuple[int, ...], spare: int, size: tup
                 (a, b), (c, d) = image.shape[:2], shape
                 name = example["name"]
                 raise DataError(f"label of {name} is {d}x{c} but its image is {b}x{a}: set data.resize to bring both to one size")
-        labels = [None if label is None else _pad(label, group.canvas, IGNORE) for label in labels]
+        labels = [_pad(label, group.canvas, IGNORE) for label in labels]
     if size:
         images = [resize_image(image, size) for image in images]
     elif not group.exact:
         images = [_pad(image, group.canvas) for image in images]
     batch["image"] = _stack(images, examples, "image")
-    if labels[0] is not None:
+    if labels:
         batch["label"] = _stack(labels, examples, "label")
         batch["label"][batch["index"] < 0] = IGNORE
     batch |= {"canvas": batch["label"].shape[1:] if "label" in batch else group.canvas, "exact": group.exact}
