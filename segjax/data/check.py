@@ -73,7 +73,7 @@ def check(
         if histogram is not None:
             findings.pixels += histogram
             findings.images_with += histogram > 0
-    findings.faults += _of_the_set(findings)
+    findings.faults += _of_the_set(findings) + _incomplete(dataset)
     return findings
 
 
@@ -122,3 +122,12 @@ def _of_the_set(findings: Findings) -> list[Fault]:
         sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in findings.sizes.most_common(5))
         faults.append(fault(f"{len(findings.sizes)} image sizes: {sizes}", "mixed sources", "batches of whole images need data.resize"))
     return faults
+
+
+def _incomplete(dataset: Dataset) -> list[Fault]:
+    """A public data set of another size than published."""
+    published = getattr(dataset, "published", None)
+    if published in (None, len(dataset)):
+        return []
+    cause = "an incomplete download, or names that were left out" if len(dataset) < published else "files that are not part of it"
+    return [Fault("set", "", f"{len(dataset)} examples, published are {published}", cause, "compare with the archive if it matters", False)]

@@ -5,6 +5,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import itertools
 import json
 import pathlib
 import pkgutil
@@ -157,10 +158,17 @@ def _of_config(config) -> list[Source]:
             Source(f"{where}.data.target", spec["data"].get("target"), False, False),
         ]
         parts += [Source(f"{where}.evaluate.{name}", part, True, True) for name, part in spec["evaluate"].items()]
-        for source in parts:
-            if source.spec:
-                found.setdefault(json.dumps(source.spec, sort_keys=True, default=str), source)
+        for source in itertools.chain.from_iterable(map(_parts, parts)):
+            found.setdefault(json.dumps(source.spec, sort_keys=True, default=str), source)
     return list(found.values())
+
+
+def _parts(source: Source) -> list[Source]:
+    """The data sets of a mixture, or the one that it is, or none. Keys that say how much of a part is drawn are left out."""
+    if not source.spec or "parts" not in source.spec:
+        return [source] if source.spec else []
+    own = [{key: value for key, value in part.items() if key not in build.PART_KEYS} for part in source.spec["parts"]]
+    return [source._replace(where=f"{source.where}.parts[{number}]", spec=spec) for number, spec in enumerate(own)]
 
 
 def folder_of(where: str) -> pathlib.PurePosixPath:
