@@ -1,0 +1,190 @@
+"""UNet and autoencoder of Stable Diffusion against diffusers: stored outputs and middle features, both directories, tables both ways."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import Golden
+
+from segjax.errors import WeightsError
+from segjax.nets.unet import UNet
+from segjax.nets.vae import VAE
+from segjax.verbs import networks, variables
+from segjax.weights import engine, safetensors_io
+from segjax.weights.diffusers_unet import CONVOLUTIONS, LINEAR, UNET_DIFFUSERS
+from segjax.weights.diffusers_vae import PROJECTIONS, QUERY_KEY_VALUE, VAE_DIFFUSERS
+
+FOLDERS = ("stable_diffusion", "stable_diffusion_resaved")
+
+
+class Part(Golden):
+    """One network of a diffusers directory; the expected arrays lie beside model_index.json."""
+
+    def _arrays_in(self):
+        return self.path.parent
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def unet(request, goldens):
+    return Part(goldens / request.param / "unet")
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def vae(request, goldens):
+    return Part(goldens / request.param / "vae")
+
+
+def _run(net, variables, *arguments, look=()):
+    """Outputs, and the outputs of the submodules named in `look`."""
+
+    def run(variables, *arguments):
+        middle = {}
+
+        def keep(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            name = "/".join(context.module.path)
+            if context.method_name == "__call__" and name in look:
+                middle[name] = result
+            return result
+
+        with nn.intercept_methods(keep):
+            return net.apply(variables, *arguments), middle
+
+    return jax.jit(run)(variables, *arguments)
+
+
+def test_unet_with_middle_features_and_a_scalar_timestep(unet):
+    net = unet.net()
+    weights = unet.variables(net)
+    arguments = [unet.arrays[name] for name in ("in_latents", "in_timesteps", "in_context")]
+    look = (
+        "time_embedding",
+        "conv_in",
+        "down_blocks_0/layer_0/attentions",
+        "down_blocks_0/layers_0",
+        "down_blocks_1",
+        "mid_block",
+        "up_blocks_1",
+    )
+    output, middle = _run(net, weights, *arguments, look=look)
+    unet.check("out_unet", output)
+    if "mid_unet_mid_block" in unet.arrays:
+        unet.check("mid_unet_time_embedding", middle["time_embedding"])
+        unet.check("mid_unet_conv_in", middle["conv_in"])
+        unet.check("mid_unet_down_blocks_0_attentions_0", middle["down_blocks_0/layer_0/attentions"])
+        unet.check("mid_unet_down_blocks_1", middle["down_blocks_1"][0])
+        unet.check("mid_unet_mid_block", middle["mid_block"])
+        unet.check("mid_unet_up_blocks_1", middle["up_blocks_1"])
+    if "out_unet_scalar_t" in unet.arrays:
+        unet.check("out_unet_scalar_t", _run(net, weights, arguments[0], np.int32(500), arguments[2])[0])
+
+
+def test_text_keys_and_values_computed_once_change_nothing(unet):
+    net = unet.net()
+    weights = unet.variables(net)
+    latents, timesteps, context = (unet.arrays[name] for name in ("in_latents", "in_timesteps", "in_context"))
+    memory = net.apply(weights, context, method="keys_values")
+    unet.check("out_unet", jax.jit(lambda *a: net.apply(*a[:3], memory=a[3]))(weights, latents, timesteps, memory))
+
+
+def test_unet_in_bfloat16(unet):
+    net = unet.net(dtype="bfloat16")
+    arguments = [unet.arrays[name] for name in ("in_latents", "in_timesteps", "in_context")]
+    output = jax.jit(net.apply)(unet.variables(unet.net()), *arguments)
+    assert output.dtype == jnp.float32
+    unet.check_half("out_unet", output)
+
+
+def test_autoencoder(vae):
+    net = vae.net()
+    weights = vae.variables(net)
+    mean, log_variance = jax.jit(lambda v, x: net.apply(v, x, method="encode"))(weights, (vae.arrays["in_image"] + 1) / 2)
+    vae.check("out_vae_mean", mean)
+    vae.check("out_vae_logvar", log_variance)
+    image = jax.jit(lambda v, x: net.apply(v, x, method="decode"))(weights, vae.arrays["in_vae_latents"])
+    vae.check("out_vae_decode", 2 * image - 1)
+    half = vae.net(dtype="bfloat16")
+    image = jax.jit(lambda v, x: half.apply(v, x, method="decode"))(weights, vae.arrays["in_vae_latents"])
+    vae.check_half("out_vae_decode", 2 * image - 1)
+
+
+def test_there_and_back_is_bit_equal(unet, vae):
+    unet.check_the_way_back()
+    vae.check_the_way_back()
+
+
+def test_forms(goldens):
+    published, resaved = (Part(goldens / name / "vae") for name in FOLDERS)
+    assert VAE_DIFFUSERS.layout(published.source) is QUERY_KEY_VALUE and VAE_DIFFUSERS.layout(resaved.source) is PROJECTIONS
+    unet = Part(goldens / FOLDERS[0] / "unet")
+    assert UNET_DIFFUSERS.layout(unet.source) is CONVOLUTIONS
+    flat = unet.convert(unet.net())
+    linear = engine.to_source(flat, LINEAR)
+    assert linear.keys() == unet.source.keys() and UNET_DIFFUSERS.layout(linear) is LINEAR
+    again = engine.to_segjax(linear, LINEAR, unet.shapes(unet.net()))
+    assert all(np.array_equal(again[path], flat[path]) for path in flat)
+
+
+def test_convert_keeps_form_and_types(goldens, tmp_path):
+    """A float16 UNet with linear projections through a segjax file and back."""
+    unet = Part(goldens / FOLDERS[0] / "unet")
+    linear = {key: value.astype(np.float16) for key, value in engine.to_source(unet.convert(unet.net()), LINEAR).items()}
+    (tmp_path / "unet").mkdir()
+    safetensors_io.write(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", linear)
+    (tmp_path / "unet" / "config.json").write_text((unet.path / "config.json").read_text())
+    network = networks.load(tmp_path / "unet")
+    safetensors_io.write(tmp_path / "unet.safetensors", safetensors_io.flatten(network.variables), network.metadata)
+    again = networks.load(tmp_path / "unet.safetensors")
+    assert hash(again.module) == hash(network.module) and again.module == network.module
+    back = networks.to_public(safetensors_io.flatten(again.variables), again.metadata, UNET_DIFFUSERS, "unet")
+    assert back.keys() == linear.keys()
+    assert all(back[key].dtype == np.float16 and np.array_equal(back[key], linear[key]) for key in linear)
+
+
+def test_remat_gives_the_same_gradient():
+    sizes = dict(widths=(8,), heads=(2,), layers=(1,), transformers=(1,), down_attention=(False,), up_attention=(True,))
+    nets = [UNet(**sizes, context_features=8, groups=4, remat=remat) for remat in (False, True)]
+    arguments = jnp.ones((1, 4, 4, 4)), jnp.array([7]), jnp.ones((1, 3, 8))
+    weights = jax.jit(nets[0].init)(jax.random.key(0), *arguments)
+    found = [jax.jit(jax.grad(lambda w, net=net: jnp.mean(net.apply(w, *arguments) ** 2)))(weights) for net in nets]
+    for a, b in zip(*(jax.tree.leaves(tree) for tree in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(np.abs(a).max()) + 1e-7)
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(found[0])) > 1e-3
+
+
+def test_full_sizes():
+    count = lambda net: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(net)["params"]))
+    assert count(UNet()) == 859_520_964
+    assert count(UNet(heads=(5, 10, 20, 20), context_features=1024)) == 865_910_724
+    assert count(VAE()) == 83_653_863
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"class_embed_type": "timestep"}, "class_embed_type='timestep', expected None"),
+        ({"attention_head_dim": [4, 4]}, r"attention_head_dim=\[4, 4\], expected a positive number, or 3 of them"),
+        ({"attention_head_dim": 5}, "5 heads"),
+        ({"down_block_types": ["AttnDownBlock2D"] * 3}, "down_block_types with 'AttnDownBlock2D'"),
+        ({"up_block_types": ["UpBlock2D"] * 2}, "3 down and 2 up blocks for 3 widths"),
+    ],
+)
+def test_a_unet_of_another_kind_is_refused(goldens, change, words):
+    folder = goldens / FOLDERS[0] / "unet"
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(WeightsError, match=words):
+        UNET_DIFFUSERS.model({}, {**config, **change})
+    with pytest.raises(WeightsError, match="needs the config.json"):
+        UNET_DIFFUSERS.model({}, {})
+
+
+def test_a_config_that_belongs_elsewhere_is_refused(goldens):
+    published = Part(goldens / FOLDERS[0] / "vae")
+    with pytest.raises(WeightsError, match=r"block_out_channels=\[8, 16\], the weights have \(8, 16, 16\)"):
+        VAE_DIFFUSERS.model(published.source, {**published.config, "block_out_channels": [8, 16]})
+    unet = Part(goldens / FOLDERS[0] / "unet")
+    with pytest.raises(WeightsError, match="wrong shapes|without a source"):
+        unet.convert(unet.net(widths=(16, 32, 64)))
