@@ -1,7 +1,8 @@
-"""Tensors out of `torch.save` files (zip, and the legacy form before torch 1.6) without torch, executing nothing.
+"""Tensors out of `torch.save` files (zip, and the legacy form before torch 1.6) and TorchScript archives without torch, executing nothing.
 
 A pickle is a program. `restricted.Unpickler` resolves a closed list of names (tensors, storages, ordered dicts, numpy scalars) to inert
-stand-ins; any other name ends the reading with a WeightsError. Formats: torch/serialization.py, torch/_utils.py.
+stand-ins; any other name ends the reading with a WeightsError. Of a TorchScript archive (OpenAI's CLIP downloads) the modules' attributes
+are read, never its code. Formats: torch/serialization.py, torch/_utils.py, torch/csrc/jit/serialization.
 """
 
 import io
@@ -9,12 +10,13 @@ import os
 import pathlib
 import pickle
 import zipfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from segjax.errors import WeightsError
-from segjax.weights.restricted import Storage, Tensor, Unpickler
+from segjax.weights.restricted import ScriptModule, Storage, Tensor, Unpickler
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -24,7 +26,8 @@ def read(path: str | os.PathLike) -> Any:
     """The nested dicts, lists, numbers and texts of a `torch.save` file, with every tensor as a read-only numpy array.
 
     Zip files and legacy pickles; float64/32/16, bfloat16, integers, bool; shared storages and strides as they were (views, not copies).
-    Executes nothing from the file. WeightsError: any name outside the closed list (it is named), truncation, a failed CRC, TorchScript.
+    Of a TorchScript archive its state dict: {"a.b.weight": array}, buffers included.
+    Executes nothing from the file. WeightsError: any name outside the closed list (it is named), truncation, a failed CRC.
     """
     path = pathlib.Path(path)
     try:
@@ -48,12 +51,11 @@ def _read_zip(file: BinaryIO) -> Any:
         if len(roots) != 1:
             raise pickle.UnpicklingError("a zip file without one data.pkl, so not from torch.save")
         root = roots[0]
-        if f"{root}constants.pkl" in names:
-            raise WeightsError("a TorchScript archive, which holds code: save its state_dict with torch and convert that")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("tensors in big-endian order")
         storages: dict[str, Storage] = {}
-        content = Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), storages).load()
+        script = f"{root}constants.pkl" in names
+        content = Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), storages, script=script).load()
         for key, storage in storages.items():
             data = archive.read(f"{root}data/{key}")  # zipfile checks the CRC: a flipped bit does not pass
             storage.data = np.frombuffer(data, storage.dtype, count=storage.numel)
@@ -78,11 +80,22 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 
 def _resolve(value: Any) -> Any:
-    """Replace tensors by arrays through the nested dicts, lists and tuples."""
+    """Replace tensors by arrays through the nested dicts, lists and tuples, a TorchScript module by its state dict."""
     if isinstance(value, Tensor):
         return value.array()
+    if isinstance(value, ScriptModule):
+        return dict(_state(value, ""))
     if isinstance(value, dict):
         return {key: _resolve(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_resolve(item) for item in value)
     return value
+
+
+def _state(module: ScriptModule, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of every tensor of a TorchScript module and of the modules in it."""
+    for name, value in module.attributes.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value.array()
+        elif isinstance(value, ScriptModule):
+            yield from _state(value, f"{prefix}{name}.")

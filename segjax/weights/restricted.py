@@ -65,6 +65,20 @@ class Tensor(_Inert):
         return np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, strides, writeable=False)
 
 
+class ScriptModule:
+    """What a TorchScript archive calls a module, whatever its class: the attributes that it brings, nothing that it could do."""
+
+    attributes: dict[str, Any]
+
+    def __init__(self):
+        self.attributes = {}
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise pickle.UnpicklingError("a TorchScript module whose state is no dict of attributes")
+        self.attributes = dict(state)
+
+
 class _StorageType(_Inert):
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
@@ -124,6 +138,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("numpy", "dtype"): _NumpyType,
         ("_codecs", "encode"): _Call(lambda text, _="latin1": text.encode("latin1")),
     }
+    for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag"):
+        names["torch.jit._pickle", name] = first
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         names[module, "scalar"] = _Call(_scalar)
     for name, dtype in _DTYPES.items():
@@ -132,14 +148,20 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 class Unpickler(pickle.Unpickler):
-    """Resolves the allowed names and fills `storages` with the storages that the pickle mentions, by key."""
+    """Resolves the allowed names and fills `storages` with the storages that the pickle mentions, by key.
 
-    def __init__(self, file: BinaryIO, storages: dict[str, Storage]):
+    script: the pickle is a TorchScript archive's; its classes, `__torch__.*`, all become the inert ScriptModule.
+    """
+
+    def __init__(self, file: BinaryIO, storages: dict[str, Storage], *, script: bool = False):
         super().__init__(file, encoding="latin1")  # Python 2 wrote the oldest checkpoints
         self._storages = storages
         self._names = _allowed()
+        self._script = script
 
     def find_class(self, module, name):
+        if self._script and module.partition(".")[0] == "__torch__":
+            return ScriptModule
         if (module, name) not in self._names:
             raise WeightsError(
                 f"the pickle asks for {module}.{name}, which is no tensor, and nothing in it was executed: "

@@ -121,14 +121,73 @@ def test_a_flipped_bit_in_a_tensor_of_a_zip_is_an_error(goldens, tmp_path):
         pickles.read(tmp_path / "flipped.pth")
 
 
-def test_torchscript_and_foreign_zips_are_named(tmp_path):
-    _zip(tmp_path / "script.pt", pickle.dumps({}), **{"constants.pkl": b""})
-    with pytest.raises(WeightsError, match="TorchScript"):
-        pickles.read(tmp_path / "script.pt")
+def test_a_foreign_zip_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme", "x")
     with pytest.raises(WeightsError, match="not from torch.save"):
         pickles.read(tmp_path / "other.zip")
+
+
+def _script(torch):
+    """A small network with what scripted modules carry beside tensors: a list, a text, hooks, half precision, a shared parameter."""
+
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 3)
+            self.sizes = [1, 2]
+            self.register_buffer("mask", torch.rand(3))
+
+        def forward(self, x):
+            return self.fc(x) * self.mask * self.sizes[1]
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual = torch.nn.Sequential(Inner(), torch.nn.ReLU(), Inner())
+            self.visual[2].fc.weight = self.visual[0].fc.weight
+            self.logit_scale = torch.nn.Parameter(torch.tensor(1.5))
+            self.register_buffer("input_resolution", torch.tensor(224))
+            self.bn = torch.nn.BatchNorm1d(3)
+            self.title = "a text"
+
+        def forward(self, x):
+            return self.visual(self.bn(x)) * self.logit_scale
+
+    return Net().eval()
+
+
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_a_torchscript_archive_gives_its_state_dict_and_runs_no_code(tmp_path, how):
+    torch = pytest.importorskip("torch")
+    net = _script(torch)
+    scripted = torch.jit.script(net) if how == "script" else torch.jit.trace(net, torch.zeros(2, 3))
+    scripted.half().save(tmp_path / "net.pt")
+    expected = scripted.state_dict()
+    flag = tmp_path / "executed"
+    with zipfile.ZipFile(tmp_path / "net.pt") as whole, zipfile.ZipFile(tmp_path / "spoilt.pt", "w") as spoilt:
+        for name in whole.namelist():  # code that would leave a trace if anything imported or compiled it
+            spoilt.writestr(name, f"open({str(flag)!r}, 'w')" if "/code/" in name else whole.read(name))
+    for file in ("net.pt", "spoilt.pt"):
+        got, removed = wrappers.read_state(tmp_path / file)
+        assert removed == () and set(got) == set(expected) and not flag.exists()
+        for name, tensor in expected.items():
+            assert got[name].dtype.name == str(tensor.dtype).removeprefix("torch."), name
+            np.testing.assert_array_equal(got[name], tensor.numpy(), err_msg=name)
+
+
+def test_a_torchscript_archive_may_name_nothing_else(tmp_path):
+    flag, path = tmp_path / "executed", tmp_path / "bad.pt"
+    _zip(path, pickle.dumps({"weight": _Malicious(flag)}, protocol=2), **{"constants.pkl": b""})
+    with pytest.raises(WeightsError, match=r"posix\.system.*nothing in it was executed"):
+        pickles.read(path)
+    assert not flag.exists()
+    _zip(path, b"\x80\x02c__torch__\nNet\n)\x81]b.", **{"constants.pkl": b""})
+    with pytest.raises(WeightsError, match="no dict of attributes"):
+        pickles.read(path)
+    _zip(path, b"\x80\x02c__torch__\nNet\n)\x81}b.")
+    with pytest.raises(WeightsError, match=r"asks for __torch__\.Net"):
+        pickles.read(path)
 
 
 def test_unwrap_takes_off_wrappers_and_prefixes():
