@@ -1,0 +1,153 @@
+"""Supervised contrastive losses against the originals' vectors, a dense recomputation, lone classes and a sharded mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from segjax.ops.contrastive import supervised_contrastive
+
+
+def mean(anchors, keys, anchor_label, key_label, **options):
+    total, count = supervised_contrastive(anchors, keys, anchor_label, key_label, **options)
+    return total / jnp.maximum(count, 1)
+
+
+def unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("case", "views"), [("n1", "all"), ("v2", "all"), ("one", "one")])
+def test_supcon_reference(goldens, seed, case, views):
+    golden = np.load(goldens / f"04a_supcon_s{seed}.npz")
+    feature, label = golden[f"in_feat_{case}"], golden[f"in_label_{case}"]
+    temperature, base = (float(x) for x in golden[f"par_{case}"])
+
+    def loss(feature):
+        n, v, _ = feature.shape
+        keys = feature.transpose(1, 0, 2).reshape(v * n, -1)
+        anchors = keys if views == "all" else feature[:, 0]
+        labels = np.tile(label, v)
+        options = dict(num_classes=int(label.max()) + 1, temperature=temperature, base_temperature=base, block=32)
+        return mean(anchors, keys, labels[: len(anchors)], labels, itself=jnp.arange(len(anchors)), **options)
+
+    value, gradient = jax.value_and_grad(loss)(feature)
+    np.testing.assert_allclose(value, golden[f"out_loss_{case}"], atol=5e-5)
+    np.testing.assert_allclose(gradient, golden[f"grad_feat_{case}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seeds_pixel_variant(goldens, seed):
+    """The released code with the row maximum kept a column; 255 is one more class there."""
+    golden = np.load(goldens / f"04b_pixel_contrast_s{seed}.npz")
+    label = golden["in_label"].reshape(-1)[golden["rnd_subset"]]
+    label = np.where(label == 255, 19, label)
+
+    def loss(target, stylized):
+        pick = lambda x: unit(x.transpose(0, 2, 3, 1).reshape(-1, 19)[golden["rnd_subset"]])
+        return mean(
+            pick(target), pick(stylized), label, label, num_classes=20, temperature=float(golden["par_tau"]), form="negatives", block=64
+        )
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.asarray(golden["in_trg_emb"]), jnp.asarray(golden["in_styl_emb"]))
+    np.testing.assert_allclose(value, golden["out_loss_fixed_f64"], rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], golden["grad_trg_emb_fixed"], atol=5e-7)
+    np.testing.assert_allclose(gradients[1], golden["grad_styl_emb_fixed"], atol=5e-7)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contrastive_seg(goldens, seed):
+    golden = np.load(goldens / f"04c_contrastiveseg_s{seed}.npz")
+    temperature, base = (float(x) for x in golden["par"])
+    labels = np.tile(golden["in_label"], golden["in_feat"].shape[1])
+
+    def loss(feature):
+        keys = feature.transpose(1, 0, 2).reshape(len(labels), -1)
+        options = dict(num_classes=int(labels.max()) + 1, temperature=temperature, base_temperature=base, form="negatives", block=16)
+        return mean(keys, keys, labels, labels, itself=jnp.arange(len(labels)), **options)
+
+    value, gradient = jax.value_and_grad(loss)(golden["in_feat"])
+    np.testing.assert_allclose(value, golden["out_loss"], atol=5e-5)
+    np.testing.assert_allclose(gradient, golden["grad_feat"], atol=5e-6)
+
+
+def dense(anchors, keys, anchor_label, key_label, *, temperature, form, num_classes):
+    """The formulas on whole matrices, by autodiff."""
+    s = anchors @ keys.T / temperature
+    valid = key_label < num_classes
+    same = (anchor_label[:, None] == key_label) & valid
+    if form == "all":
+        terms = jax.nn.logsumexp(jnp.where(valid, s, -jnp.inf), -1, keepdims=True) - s
+    else:
+        negatives = jax.nn.logsumexp(jnp.where(valid & ~same, s, -jnp.inf), -1, keepdims=True)
+        terms = jnp.logaddexp(s, negatives) - s
+    each = jnp.sum(jnp.where(same, terms, 0), -1) / jnp.maximum(same.sum(-1), 1)
+    here = anchor_label < num_classes
+    return jnp.sum(jnp.where(here, each, 0)) / here.sum()
+
+
+def problem(n=70, m=90, classes=4, d=16):
+    rng = np.random.default_rng(1)
+    draw = lambda size: unit(jnp.asarray(rng.standard_normal((size, d)), jnp.float32))
+    label = lambda size: np.where((drawn := rng.integers(0, classes + 1, size)) == classes, 255, drawn)
+    return draw(n), draw(m), label(n), label(m)
+
+
+@pytest.mark.parametrize("form", ["all", "negatives"])
+def test_blocks_equal_the_dense_form_with_other_lengths_and_ignored_pixels(form):
+    anchors, keys, anchor_label, key_label = problem()
+    options = dict(temperature=0.1, form=form, num_classes=4)
+    ours = jax.jit(
+        jax.value_and_grad(lambda a, k: mean(a, k, anchor_label, key_label, block=32, **options), (0, 1)),
+    )(anchors, keys)
+    theirs = jax.value_and_grad(lambda a, k: dense(a, k, anchor_label, key_label, **options), (0, 1))(anchors, keys)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, theirs)
+    np.testing.assert_allclose(mean(anchors, keys, anchor_label, key_label, block=32, **options), ours[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["all", "negatives"])
+def test_lone_classes_and_empty_sets_stay_finite(form):
+    anchors, keys, _, _ = problem(n=6, m=6)
+    options = dict(num_classes=4, form=form, temperature=0.07)
+    for anchor_label, key_label, zero in (
+        (np.arange(6) % 4, np.full(6, 3), False),  # classes 0..2 have no positive; class 3 no negative
+        (np.zeros(6, int), np.zeros(6, int), form == "negatives"),  # one class alone: nothing to push away
+        (np.full(6, 255), np.full(6, 255), True),  # nobody takes part
+        (np.zeros(6, int), np.full(6, 255), True),  # no key
+    ):
+        loss = lambda a, k, left=anchor_label, right=key_label: mean(a, k, left, right, **options)
+        value, gradients = jax.value_and_grad(loss, (0, 1))(anchors, keys)
+        assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+        assert (float(value) == 0) == zero or form == "negatives"
+    alone = jnp.zeros(6, jnp.int32)
+    assert np.isfinite(mean(anchors[:1], anchors[:1], alone[:1], alone[:1], itself=alone[:1], **options))
+
+
+def test_the_mean_over_anchors_with_a_positive():
+    anchors, keys, anchor_label, key_label = problem(n=8, m=8)
+    key_label = np.where(key_label == anchor_label[0], 255, key_label)
+    _, all_of_them = supervised_contrastive(anchors, keys, anchor_label, key_label, num_classes=4)
+    _, some = supervised_contrastive(anchors, keys, anchor_label, key_label, num_classes=4, over="positives")
+    assert all_of_them == (anchor_label < 4).sum() and some == sum(label < 4 and label in key_label for label in anchor_label)
+
+
+def test_eight_devices_equal_one_and_memory_grows_linearly():
+    anchors, keys, anchor_label, key_label = problem(n=256, m=256)
+    function = jax.value_and_grad(functools.partial(mean, num_classes=4, form="negatives", block=64), (0, 1))
+    expected = jax.jit(function)(anchors, keys, anchor_label, key_label)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    placed = [jax.device_put(jnp.asarray(x), rows) for x in (anchors, keys, anchor_label, key_label)]
+    with jax.set_mesh(mesh):
+        got = jax.jit(function)(*placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, expected)
+    temporary = []
+    for n in (2048, 8192):
+        shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((n, 64), jnp.float32), ((n,), jnp.int32)) for _ in range(2)]
+        of = jax.value_and_grad(functools.partial(mean, num_classes=4, form="all"), (0, 1))
+        temporary.append(jax.jit(of).lower(*shapes).compile().memory_analysis().temp_size_in_bytes)
+    assert temporary[1] < 5 * temporary[0]  # 16 times as many similarities
