@@ -20,8 +20,9 @@ Outcome = tuple[tuple[int, int] | None, np.ndarray | None, list[Fault]]
 
 def examiner(dataset: Dataset) -> Callable[[int], Outcome]:
     """The function of an index that examines an example: by its files where the data set is made of files and reads them plainly."""
-    plain = isinstance(dataset, FolderDataset) and type(dataset)._load is FolderDataset._load
-    return Files(dataset) if plain else Decoded(dataset)
+    if isinstance(dataset, FolderDataset) and type(dataset)._load is FolderDataset._load:
+        return Files(dataset)
+    return Decoded(dataset)
 
 
 class Decoded:

@@ -42,7 +42,8 @@ def decode(path: pathlib.Path) -> Header:
         image.load()
         orientation = image.getexif().get(_ORIENTATION, 1)
         size = (image.height, image.width)
-        return Header(image.mode, image.format or "", size, size[::-1] if orientation in _QUARTER_TURNS else size, orientation)
+        upright = (image.width, image.height) if orientation in _QUARTER_TURNS else size
+        return Header(image.mode, image.format or "", size, upright, orientation)
 
 
 def image_faults(path: pathlib.Path) -> tuple[Header | None, list[Fault]]:

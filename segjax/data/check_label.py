@@ -108,7 +108,7 @@ def blended(raw: np.ndarray) -> bool:
     if changes < 64 or changes > left.size // 2:  # too little to tell, or noise
         return False
     between = np.count_nonzero(((left < middle) & (middle < right)) | ((left > middle) & (middle > right)))
-    return between > BLENDED * changes
+    return bool(between > BLENDED * changes)
 
 
 def palette_fault(path: pathlib.Path, palette: list[int], histogram: np.ndarray, table: np.ndarray, space: LabelSpace) -> Fault | None:
@@ -116,9 +116,9 @@ def palette_fault(path: pathlib.Path, palette: list[int], histogram: np.ndarray,
 
     palette: flat RGB. table: uint8 [256], raw value -> train id.
     """
-    classes = {colour: index for index, colour in enumerate(space.palette)}
+    classes = {bytes(colour): index for index, colour in enumerate(space.palette)}
     ids = np.flatnonzero(histogram)
-    drawn = {int(k): classes[colour] for k in ids if (colour := tuple(palette[3 * k : 3 * k + 3])) in classes}
+    drawn = {int(k): classes[colour] for k in ids if (colour := bytes(palette[3 * k : 3 * k + 3])) in classes}
     conflicts = [k for k, index in drawn.items() if table[k] != index]
     if not any(table[k] != IGNORE for k in conflicts) and 2 * len(conflicts) <= len(ids):
         return None

@@ -67,9 +67,10 @@ def source_spec(args: argparse.Namespace) -> dict[str, Any]:
             f"{', --config=FILE.py' * hasattr(args, 'config')}; got {' and '.join(given) or 'none'}"
         )
     if args.dataset:
-        keys, spec = ("root", "split"), {"make": reader(args.dataset)}
+        keys, maker = ("root", "split"), reader(args.dataset)
     else:
-        keys, spec = ("images", "labels", "file_list"), {"make": f"{FolderDataset.__module__}:FolderDataset"}
+        keys, maker = ("images", "labels", "file_list"), f"{FolderDataset.__module__}:FolderDataset"
+    spec: dict[str, Any] = {"make": maker}
     for other in {"root", "split", "labels"} - set(keys):
         if getattr(args, other):
             raise ConfigError(f"data {args.action}: --{other}={getattr(args, other)} does not go with {given[0]}")

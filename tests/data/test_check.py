@@ -33,7 +33,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def walk(folder, images="images", labels="labels", space="camvid11", encoding=None, **keywords) -> Findings:
+def walk(folder, images="images", labels: str | None = "labels", space="camvid11", encoding=None, **keywords) -> Findings:
     labels = str(folder / labels) if labels else None
     return check(FolderDataset(str(folder / images), labels, label_space=space, encoding=encoding, strict=False), **keywords)
 
@@ -221,7 +221,7 @@ def test_readable_forms_raise_no_alarm(folder):
     table = np.zeros((256, 3), np.uint8)
     table[ids] = label_spaces.get("cityscapes19").palette
     table[34] = (0, 0, 142)  # a licence plate has the colour of a car and is ignored
-    picture = Image.fromarray(np.kron(np.resize([*ids, 34], (3, 8)).astype(np.uint8), np.ones((16, 8), np.uint8)), "P")
+    picture = Image.fromarray(np.kron(np.resize(np.array([*ids, 34]), (3, 8)).astype(np.uint8), np.ones((16, 8), np.uint8)), "P")
     picture.putpalette(table.tobytes())
     picture.save(folder / "drawn" / "a.png")
     assert walk(folder, "one", "drawn", space="cityscapes19", encoding="labelId").faults == []

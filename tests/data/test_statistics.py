@@ -70,7 +70,8 @@ def test_the_memory_is_for_this_data_set_only(tmp_path):
     dataset = pairs(tmp_path)
     assert statistics.load_current(tmp_path, dataset) is None
     path = statistics.save(statistics.compute(dataset), tmp_path, dataset)
-    assert statistics.load_current(tmp_path, dataset).names == ("00001.png", "00002.png")
+    known = statistics.load_current(tmp_path, dataset)
+    assert known and known.names == ("00001.png", "00002.png")
     smaller = FolderDataset(str(tmp_path / "images"), str(tmp_path / "labels"), resize=(1, 1))
     assert statistics.load_current(tmp_path, smaller) is None
     label = tmp_path / "labels" / "00001.png"
