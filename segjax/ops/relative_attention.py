@@ -1,0 +1,67 @@
+"""Attention of an image's tokens to each other with decomposed relative positions; the bias of all pairs is never stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from segjax.ops.resize import interpolation_matrix
+from segjax.typing import Array
+
+BLOCK = 256
+"""Queries of an image that are worked on at a time, where it has more."""
+
+
+def relative_vectors(table: Array, size: int) -> Array:
+    """R[i, j] = table[i - j + size - 1], float32 [size,size,D], of a table [L,D] of relative positions.
+
+    A table of another length than 2 * size - 1 is first resized linearly (half-pixel centres), as ViTDet's `get_rel_pos` does.
+    """
+    length, table = 2 * size - 1, table.astype(jnp.float32)
+    if table.shape[0] != length:
+        table = jnp.matmul(interpolation_matrix(table.shape[0], length), table, precision=lax.Precision.HIGHEST)
+    index = np.arange(size)[:, None] - np.arange(size)[None] + size - 1
+    return table[index]
+
+
+def relative_attention(
+    query: Array, key: Array, value: Array, rows: Array | None = None, columns: Array | None = None, *, block: int = BLOCK
+) -> Array:
+    """Every token of an image to every other: query, key, value [B,H,W,N,D] with N heads, returns [B,H,W,N,D] of value's type.
+
+    logits(q, k) = query(q) . key(k) / sqrt(D) + query(q) . rows[y_q, y_k] + query(q) . columns[x_q, x_k]; rows [H,H,D] and columns
+    [W,W,D] by `relative_vectors`, or None for both. The two last terms are kept apart, (H + W) numbers a token instead of H * W, and are
+    added while the softmax is computed; of images with more than `block` tokens some rows are worked on at a time, also in the gradient.
+    Softmax in float32. Source: `add_decomposed_rel_pos` in facebookresearch/segment-anything modeling/image_encoder.py.
+    """
+    b, h, w, n, d = query.shape
+    query, key, value = (x.transpose(0, 3, 1, 2, 4) for x in (query, key, value))
+    terms = [query * jnp.asarray(d**-0.5, query.dtype)]
+    if rows is not None and columns is not None:
+        terms.append(jnp.einsum("bnyxd,ykd->bnyxk", query, rows.astype(query.dtype), preferred_element_type=jnp.float32))
+        terms.append(jnp.einsum("bnyxd,xkd->bnyxk", query, columns.astype(query.dtype), preferred_element_type=jnp.float32))
+    keys, values = key.reshape(b, n, h * w, d), value.reshape(b, n, h * w, d)
+
+    attend = lambda terms: _attend(terms, keys, values, (h, w))
+    step = h if h * w <= block else max(s for s in range(1, h + 1) if h % s == 0 and (s == 1 or s * w <= block))
+    if step == h:
+        mixed = attend(terms)
+    else:
+        parts = [jnp.moveaxis(x.reshape(b, n, h // step, step, w, -1), 2, 0) for x in terms]
+        mixed = jnp.moveaxis(lax.map(jax.checkpoint(attend), parts), 0, 2)
+    return mixed.reshape(b, n, h, w, -1).transpose(0, 2, 3, 1, 4)
+
+
+def _attend(terms: list[Array], keys: Array, values: Array, grid: tuple[int, int]) -> Array:
+    """Queries [B,N,s,W,D] of s rows (scaled, then their row and column terms, if any) over all keys [B,N,H*W,D]: [B,N,s*W,D]."""
+    query, *relative = terms
+    b, n, s, w, d = query.shape
+    logits = jnp.matmul(query.reshape(b, n, s * w, d), keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    logits = logits.reshape(b, n, s * w, *grid)
+    if relative:
+        rows, columns = (x.reshape(b, n, s * w, -1) for x in relative)
+        logits = logits + rows[..., :, None] + columns[..., None, :]
+    weight = jnp.exp(logits - lax.stop_gradient(logits.max((-2, -1), keepdims=True)))
+    flat = weight.reshape(b, n, s * w, -1).astype(values.dtype)
+    mixed = jnp.matmul(flat, values, preferred_element_type=jnp.float32)
+    return (mixed / weight.sum((-2, -1))[..., None]).astype(values.dtype)
