@@ -97,7 +97,7 @@ def batches(
     plan = []
     for stream, size in zip(opened, (batch_size, target_batch_size or batch_size), strict=False):
         local = share(size, process_count)
-        plan.append((stream, stream.orders(functools.cache(count)), size, range(process_index * local, (process_index + 1) * local)))
+        plan.append((stream, stream.orders(count), size, range(process_index * local, (process_index + 1) * local)))
     if start_step >= steps:
         return iter(())
     read = grain.MapDataset.source(range(start_step, steps)).map(functools.partial(_batch, plan))

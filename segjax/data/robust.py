@@ -11,6 +11,7 @@ import numpy as np
 
 from segjax.data.sampling import Draw, Order
 from segjax.errors import ConfigError, DataError
+from segjax.typing import IGNORE
 
 POLICIES = ("raise", "skip", "replace")
 _IN_A_ROW = 20
@@ -76,6 +77,28 @@ def read(dataset, order: Order, seed: int, position: int, policy: Policy) -> Ele
     raise DataError(f"{_IN_A_ROW} records in a row are broken in {dataset!r}, last: {broken[-1][1]}; run `segjax data check`")
 
 
+class LabelsRead:
+    """A data set for class statistics where the run goes on past broken records: a label that cannot be read holds no class."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["_dataset"], name)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __repr__(self) -> str:
+        return repr(self._dataset)
+
+    def label(self, index: int) -> np.ndarray:
+        try:
+            return self._dataset.label(index)
+        except DataError:
+            return np.full((1, 1), IGNORE, np.uint8)
+
+
 def first_readable(dataset, policy: Policy) -> dict:
     """The first example that can be read: what is checked before a run starts. DataError: empty set, nothing readable."""
     if len(dataset) == 0:
@@ -139,7 +162,8 @@ class Ledger:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             with open(self.path, "a") as file:
-                file.write(json.dumps(found._asdict()) + "\n")
+                file.write(("\n" if torn else "") + json.dumps(found._asdict()) + "\n")
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror}. Free space or choose another --workdir") from error

@@ -1,13 +1,14 @@
 """One role's training elements, source or target: element i as a function of the seed and i, cut straight into a batch's arrays."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from segjax.data.crops import CropRule, random_crop
 from segjax.data.mixture import Mixture, order_of
-from segjax.data.robust import Broken, Policy, first_readable, read
+from segjax.data.robust import Broken, LabelsRead, Policy, first_readable, read
 from segjax.data.sampling import ClassSampling, Count, Interleave, Order
 from segjax.errors import DataError
 
@@ -33,9 +34,11 @@ class Stream:
 
     def orders(self, count: Count) -> tuple[tuple[int, Order], ...]:
         """(seed of the elements' generators, order of the records) for each crop rule. Class sampling reads or counts its statistics."""
+        seen = (lambda dataset: dataset) if self.policy.action == "raise" else LabelsRead
+        once = functools.cache(lambda dataset, path: count(seen(dataset), path))
         found = []
         for sequence in self.seeds:
-            order = order_of(self.dataset, self.sampling, int(sequence.generate_state(1)[0]), count)
+            order = order_of(self.dataset, self.sampling, int(sequence.generate_state(1)[0]), once)
             found.append((int(sequence.generate_state(1, np.uint64)[0]), order))
         return tuple(found)
 

@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import os
 import pathlib
@@ -8,39 +9,14 @@ import time
 
 import numpy as np
 import pytest
+from coded import Coded, rare
 
-from segjax.data.dataset import Dataset
-from segjax.data.label_spaces import get
+from segjax.data.mixture import Mixture, Part
 from segjax.data.pipeline import training_batches
+from segjax.data.sampling import rare_class
 from segjax.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-class Coded(Dataset):
-    """Image i is filled with i (red) and pixel positions; its label holds i. Counts label reads. Defined at module level for workers."""
-
-    label_space = get("cityscapes19")
-
-    def __init__(self, length, size=(12, 16), labelled=True, bad=None):
-        super().__init__()
-        self.length, self.size, self.labelled, self.bad, self.label_reads = length, size, labelled, bad, []
-
-    def __len__(self):
-        return self.length
-
-    def __repr__(self):
-        return f"Coded({self.length}, {self.size})"
-
-    def _load(self, index):
-        if index == self.bad:
-            raise DataError(f"{index}.png cannot be read")
-        y, x = np.mgrid[: self.size[0], : self.size[1]].astype(np.uint8)
-        example = {"image": np.stack([np.full_like(y, index), y, x], -1), "name": f"{index}.png"}
-        if self.labelled:
-            self.label_reads.append(index)
-            example["label"] = np.full(self.size, index, np.uint8)
-        return example
 
 
 def collect(source=None, target=None, **changes):
@@ -141,7 +117,7 @@ def _alive(pid):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_file_reaches_the_caller(workers):
     with pytest.raises(Exception, match="3.png cannot be read") as caught:
-        collect(Coded(7, bad=3), workers=workers)
+        collect(Coded(7, bad=(3,)), workers=workers)
     assert isinstance(caught.value, DataError)
 
 
@@ -173,3 +149,67 @@ def test_errors_come_before_the_first_batch():
 def test_a_batch_larger_than_the_data_set_repeats_it():
     batch = collect(Coded(2), batch_size=6, scale=(1, 1), steps=1)[0]
     assert np.bincount(batch["source_label"][:, 0, 0]).tolist() == [3, 3]
+
+
+def test_roles_have_crops_of_their_own():
+    batch = collect(
+        Coded(7), Coded(5, (40, 60)), source_crops={"crop": (6, 10)}, target_crops={"crop": (20, 16), "scale": (1, 1)}, steps=1
+    )[0]
+    assert batch["source_image"].shape == (4, 6, 10, 3) and batch["source_label"].shape == (4, 6, 10)
+    assert batch["target_image"].shape == (4, 20, 16, 3)
+    assert (np.diff(batch["target_image"][..., 1].astype(int), axis=1) == 1).all()  # not scaled
+
+
+def test_a_batch_of_two_resolutions():
+    parts = ({"resize": (12, 16)}, {"resize": (24, 32)})
+    knobs = dict(source_crops=parts, crop=(12, 16), scale=(1, 1), flip=False, steps=10)
+    batches = collect(Coded(4), Coded(4), target_crops={"resize": (24, 32)}, **knobs)
+    for batch in batches:
+        assert {key: value.shape for key, value in batch.items()} == {
+            "source_image": (4, 12, 16, 3),
+            "source_label": (4, 12, 16),
+            "target_image": (4, 12, 16, 3),
+        }
+        reach = np.ptp(batch["source_image"][..., 2].astype(int), axis=(1, 2))
+        assert (np.sort(reach)[:2] < 9).all() and (np.sort(reach)[2:] == 15).all()
+    # Each resolution runs through its own epochs.
+    low = np.stack([b["source_label"][:, 0, 0][np.ptp(b["source_image"][..., 2].astype(int), axis=(1, 2)) == 15] for b in batches])
+    assert all(sorted(low.ravel()[n : n + 4]) == [0, 1, 2, 3] for n in range(0, 20, 4))
+    same(batches[3:], collect(Coded(4), Coded(4), target_crops={"resize": (24, 32)}, start_step=3, **knobs))
+    with pytest.raises(ConfigError, match="one crop size"):
+        collect(source_crops=({"crop": (4, 4)}, {"crop": (8, 8)}))
+
+
+def thousand(start=0, stop=100, **place):
+    """SHA-256 of each of the first elements of everything at once: mixture, class sampling, two resolutions, broken records."""
+    sampled = Part(Coded(9, classes=rare, bad=(2,)), weight=2, sampling=rare_class(min_pixels=10, min_crop_ratio=0.5))
+    source = Mixture([sampled, Part(Coded(20, first=100, bad=(3, 4)), weight=1)])
+    batches = training_batches(
+        source,
+        Coded(11, (20, 30), bad=(5,)),
+        **dict(batch_size=10, crop=(6, 8), scale=(0.7, 1.5), seed=11, start_step=start, steps=stop) | place,
+        target_crops=({"resize": (12, 16)}, {"resize": (24, 32), "share": 3}),
+        quality={"max_share": 0.75, "redraws": 2},
+        part_ids=True,
+        broken="skip",
+        broken_share=0.2,
+    )
+    return [
+        hashlib.sha256(b"".join(batch[key][row].tobytes() for key in sorted(batch))).hexdigest()
+        for batch in batches
+        for row in range(len(batch["source_image"]))
+    ]
+
+
+def on_hosts(count, start=0, stop=100, **place):
+    """The same, put together from the rows of each host."""
+    parts = [np.array(thousand(start, stop, process_index=p, process_count=count, **place)).reshape(stop - start, -1) for p in range(count)]
+    return np.concatenate(parts, 1).ravel().tolist()
+
+
+def test_the_first_thousand_elements_whatever_reads_them():
+    whole = thousand()
+    assert len(whole) == 1000 and len(set(whole)) > 990
+    assert on_hosts(2) == whole and thousand(workers=2) == whole
+    # Stopped and taken up again by other numbers of workers and hosts.
+    assert thousand(0, 20) + on_hosts(2, 20, 45, workers=1) + thousand(45, 60, workers=1) + on_hosts(5, 60, 100) == whole
