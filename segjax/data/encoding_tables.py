@@ -6,10 +6,10 @@ which the public domain-adaptation code agrees (DAFormer, DiGA, HRDA). The choic
 
 from segjax.typing import IGNORE
 
-LABEL_IDS = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True))
+LABEL_IDS: dict[int, int] = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True))
 """Cityscapes label ids, which GTA5 uses as palette indices. 0-34 are legal (34: license plate)."""
 
-SYNTHIA_IDS = dict(zip((3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11), range(19), strict=True))
+SYNTHIA_IDS: dict[int, int] = dict(zip((3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11), range(19), strict=True))
 """SYNTHIA ids 0-22. Terrain (16), truck (18) and train (20) never occur in RAND_CITYSCAPES."""
 
 MAPILLARY_V12 = (

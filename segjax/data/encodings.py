@@ -129,16 +129,20 @@ def read_json(path: "str | pathlib.Path") -> dict:
 
 
 def _user(where: str, given: Mapping, space: LabelSpace) -> Encoding:
-    raw = {_key(where, key): _train_id(where, key, value, space) for key, value in given.items()}
-    kinds = {type(key) for key in raw}
-    if len(kinds) != 1:
-        what = "holds both ids and colours" if kinds else "is empty"
+    ids: dict[int, int] = {}
+    colours: dict[Colour, int] = {}
+    for key, value in given.items():
+        raw, train = _key(where, key), _train_id(where, key, value, space)
+        if isinstance(raw, int):
+            ids[raw] = train
+        else:
+            colours[raw] = train
+    if bool(ids) == bool(colours):
+        what = "holds both ids and colours" if ids else "is empty"
         raise ConfigError(f'{where} {what}, expected {{"raw id": class}} or {{"#rrggbb": class}}')
-    if kinds == {int}:
-        return _ids(where, None, raw, range(0))
-    if len(raw) > 255:
-        raise ConfigError(f"{where} names {len(raw)} colours, expected at most 255")
-    return _colours(where, None, raw)
+    if len(colours) > 255:
+        raise ConfigError(f"{where} names {len(colours)} colours, expected at most 255")
+    return _ids(where, None, ids, range(0)) if ids else _colours(where, None, colours)
 
 
 def _key(where: str, key) -> "int | Colour":

@@ -196,10 +196,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _explained(error: Exception, output: pathlib.Path) -> Exception:
-    """The error to raise: a full disk has many faces in the writers below; our own errors stay what they are."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or shutil.disk_usage(output.parent).free < 1 << 20:
-        return DataError(f"{output}: no space left on its disk: free some, choose another folder, or write smaller images with --resize")
-    if isinstance(error, PermissionError):
-        return DataError(f"{output} cannot be written ({error.strerror}): choose a folder that is yours")
+    """The error to raise. The record writer puts the operating system's words into a RuntimeError; our own errors stay what they are."""
+    text = " ".join(str(error).split())
+    if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT)):
+        return DataError(f"{output}: no space left on its disk: free some, choose another folder, or store smaller images with --resize")
+    if isinstance(error, OSError | RuntimeError):
+        return DataError(f"{output} cannot be written ({text}): check the folder and its disk")
     return error

@@ -54,7 +54,8 @@ class RecordDataset(Dataset):
         if self.label_space != recorded:
             self._table = np.full(256, IGNORE, np.uint8)
             self._table[: recorded.num_classes] = label_spaces.mapping(recorded, self.label_space)
-        self.labelled = labelled and metadata["labelled"]
+        self._has_labels: bool = metadata["labelled"]
+        self.labelled = labelled and self._has_labels
         self.resize: tuple[int, int] | None = None
         if resize:
             height, width = resize
@@ -99,7 +100,7 @@ class RecordDataset(Dataset):
     def _record(self, index: int) -> dict:
         """One record's fields, image and label still encoded."""
         if self._source is None:
-            self._source = _open(self.directory, self.split)
+            self._source = _open(self.directory, self.split, self._has_labels)
         try:
             return self._source[self._rows[index]]
         except Exception as error:  # the reader's C++ raises whatever a damaged file leads it into
@@ -135,14 +136,14 @@ def _read_metadata(directory: pathlib.Path) -> dict:
         raise DataError(f"{directory} holds no records ({METADATA}: {error}): write them with `segjax data build`") from error
 
 
-def _open(directory: pathlib.Path, split: str):
+def _open(directory: pathlib.Path, split: str, labelled: bool):
     # Imported here: it costs two seconds, and a process that only lists or pickles the data set never needs it.
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(str(directory))
-        decoders = {key: tfds.decode.SkipDecoding() for key in ("image", "label") if key in builder.info.features}
-        return builder.as_data_source(split, decoders=decoders)
+        skip = tfds.decode.SkipDecoding()
+        return builder.as_data_source(split=split, decoders={"image": skip, "label": skip} if labelled else {"image": skip})
     except Exception as error:  # TFDS and its reader raise many kinds for missing and damaged files
         message = " ".join(str(error).split())
         raise DataError(f"{directory} split {split} cannot be opened ({message}): write it again with `segjax data build`") from error

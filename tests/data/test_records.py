@@ -146,12 +146,11 @@ def test_broken_examples_and_full_disks_are_one_line(tmp_path, raw, monkeypatch)
     assert "\n" not in str(caught.value) and not (tmp_path / "records").exists()
     raw.pairs[3][0].write_bytes(whole)
 
-    def full(*args, **keywords):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(record_builder, "encode", full)
-    with pytest.raises(DataError, match="no space left"):
-        record_builder.build({"train": raw}, tmp_path / "records")
+    # A disk fills up in the record writer, which raises a RuntimeError, or anywhere else, which raises an OSError.
+    for error in (OSError(28, "No space left on device"), RuntimeError("write() failed: No space left on device; writing x")):
+        monkeypatch.setattr(record_builder, "encode", lambda *args, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(DataError, match="no space left"):
+            record_builder.build({"train": raw}, tmp_path / "records")
 
 
 def test_one_build_at_a_time(tmp_path, raw):
