@@ -69,7 +69,7 @@ class FolderDataset(Dataset):
                 pathlib.Path(images),
                 tuple([n for n in side if choose(pathlib.PurePath(n).name)] for side in unpaired),
             )
-            if strict and any(self.unpaired):
+            if any(self.unpaired) and (strict or not pairs):
                 raise DataError(unpaired_message(images, labels, *self.unpaired))
         else:
             raise DataError("a folder data set needs `images` (a folder) or `file_list` (a text file of 'image label' lines)")

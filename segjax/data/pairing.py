@@ -1,7 +1,8 @@
 """Which label file belongs to which image: by folder layout or by list file."""
 
+import bisect
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from segjax.errors import DataError
 
@@ -56,10 +57,26 @@ def _of_kind(folder: pathlib.Path, folders: tuple[str, ...], kind: str) -> dict[
     return _index(folder, folders, _LABEL_TAGS[kind], drop, "label")
 
 
+def partners(alone: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """For unpaired names, which of the other side's may be meant: the same in another case, or this one with a tag ('7' -> '7_mask')."""
+    folded, ordered, found = {other.lower(): other for other in others}, sorted(others), {}
+    for name in alone:
+        place = bisect.bisect_left(ordered, name)
+        longer = ordered[place] if place < len(ordered) else ""
+        if name.lower() in folded:
+            found[name] = folded[name.lower()]
+        elif longer.startswith(name) and longer[len(name) :][:1] in ("_", "-", ".", " "):
+            found[name] = longer
+    return found
+
+
 def unpaired_message(images, labels, alone: list[str], orphan: list[str]) -> str:
     """One line naming the first 10 unpaired names of both sides and the likely cause."""
-    folded = {name.lower() for name in orphan} & {name.lower() for name in alone}
-    cause = "names differ in upper and lower case" if folded else "add the missing files or drop the others"
+    near, cause = partners(alone, orphan), "add the missing files or drop the others"
+    for name, other in list(near.items())[:1]:
+        cause = f"the label of {name!r} may be {other!r}: give both the same name, or write a list file"
+        if name.lower() == other.lower():
+            cause = f"names differ in upper and lower case ({name!r}, {other!r}): rename one side"
     return (
         f"{len(alone)} images of {images} have no label, first {alone[:10]}; "
         f"{len(orphan)} labels of {labels} have no image, first {orphan[:10]}: {cause}"
