@@ -1,6 +1,5 @@
 """Walk a whole data set and report everything that is wrong with it at once: the file, what it holds, the likely cause, the fix."""
 
-import bisect
 import collections
 import dataclasses
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from segjax.data import check_example, parallel
 from segjax.data.dataset import Dataset
 from segjax.data.faults import KINDS, Fault
 from segjax.data.label_spaces import LabelSpace
+from segjax.data.pairing import partners
 from segjax.typing import IGNORE
 
 
@@ -79,21 +79,17 @@ def check(
 
 def _unpaired(images, labels) -> list[Fault]:
     """Files without a partner, each with the partner that it may have under another name."""
-    faults, explained = [], set()
-    folded = {name.lower(): name for name in labels}
-    ordered = sorted(labels)
+    near, faults = partners(images, labels), []
     for name in images:
-        near = folded.get(name.lower())
-        place = bisect.bisect_left(ordered, name)
-        longer = ordered[place] if place < len(ordered) and ordered[place].startswith(name) else None
-        if near:
-            cause, fix = f"the label is called {near!r}: names differ in upper and lower case", "rename one of the two"
-        elif longer:
-            cause, fix = f"the label may be {longer!r}", "give both the same name, or write a list file"
-        else:
+        other = near.get(name)
+        if other is None:
             cause, fix = "the label is missing", "add it, or drop the image"
-        explained |= {near, longer}
+        elif other.lower() == name.lower():
+            cause, fix = f"the label is called {other!r}: names differ in upper and lower case", "rename one of the two"
+        else:
+            cause, fix = f"the label may be {other!r}", "give both the same name, or write a list file"
         faults.append(Fault("unpaired", name, "image without a label", cause, fix))
+    explained = set(near.values())
     alone = [name for name in labels if name not in explained]
     return faults + [
         Fault("unpaired", name, "label without an image", "the image is missing", "add it, or drop the label") for name in alone

@@ -111,6 +111,14 @@ def test_a_class_that_never_occurs_is_a_hint(tmp_path, capsys):
     assert code == 0 and any("hint" in line and "bicyclist" in line for line in text.splitlines())
 
 
+def test_labels_that_are_all_named_otherwise(tmp_path, capsys):
+    flags = good(tmp_path)
+    for path in list((tmp_path / "labels").iterdir()):
+        path.rename(path.with_stem(f"{path.stem}-mask"))
+    code, text = verb(capsys, **flags)
+    assert code == 3 and "3 images" in text and "the label of 'good0' may be 'good0-mask'" in text and "list file" in text
+
+
 def test_images_alone(tmp_path, capsys):
     flags = good(tmp_path)
     assert verb(capsys, images=flags["images"])[0] == 0
