@@ -111,7 +111,12 @@ class Scorer:
     def __init__(self, stage: build.Stage, space: label_spaces.LabelSpace, first: int, mesh: jax.sharding.Mesh):
         """space, first: what the network's outputs mean (`build.output_space`)."""
         self._stage, self._space, self._first, self._mesh = stage, space, first, mesh
-        self._step = jax.jit(self._answer_and_count, static_argnames=("how", "canvas", "fitted", "classes"))
+        # Every process reads the counts, so each gets them whole.
+        self._step = jax.jit(
+            self._answer_and_count,
+            static_argnames=("how", "canvas", "fitted", "classes"),
+            out_shardings=(meshes.replicated(mesh), meshes.batch_sharding(mesh)),
+        )
 
     def __call__(self, state: Any, trial: Trial, samples: pathlib.Path | None = None) -> Score:
         """One pass over a data set. samples: folder that receives the pictures of `SAMPLES` images."""
