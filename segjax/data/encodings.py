@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from segjax.data import encoding_tables as tables
-from segjax.data.label_spaces import LABEL_SPACES, LabelSpace, mapping, nearest
+from segjax.data.label_spaces import LABEL_SPACES, LabelSpace, colour, mapping, nearest
 from segjax.data.label_spaces import get as get_space
 from segjax.errors import ConfigError
 from segjax.typing import IGNORE
@@ -146,13 +145,13 @@ def _user(where: str, given: Mapping, space: LabelSpace) -> Encoding:
 
 
 def _key(where: str, key) -> "int | Colour":
+    found = colour(key)
+    if found is not None:
+        return found
     text = str(key).strip()
-    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
-    numbers = [int(number) for number in re.findall(r"\d+", text)] if re.fullmatch(r"[\[(]?\s*\d+(\s*,\s*\d+)*\s*[\])]?", text) else []
-    if len(numbers) not in (1, 3) or max(numbers) > 255:
+    if not text.isdecimal() or int(text) > 255:
         raise ConfigError(f"{where}: {key!r} is neither a raw id 0..255 nor a colour like '#804080' or '[128, 64, 128]'")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
+    return int(text)
 
 
 def _train_id(where: str, key, value, space: LabelSpace) -> int:

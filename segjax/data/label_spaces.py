@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -106,13 +108,36 @@ def nearest(kind: str, name: str, known) -> ConfigError:
     return ConfigError(f"{kind} {name!r} is unknown: did you mean {close[0]!r}? Known: {', '.join(known)}")
 
 
-def get(name: "str | LabelSpace") -> LabelSpace:
-    """Look a label space up by name; a LabelSpace passes through. ConfigError with the nearest name when unknown."""
+def get(name: "str | LabelSpace | Mapping") -> LabelSpace:
+    """Look a label space up by name; a LabelSpace passes through; {"lane": "#ff0000", "kerb": "[0, 0, 255]"} is a space of your own.
+
+    ConfigError with the nearest name when unknown, or naming the class whose colour is none.
+    """
     if isinstance(name, LabelSpace):
         return name
+    if isinstance(name, Mapping):
+        palette = tuple(colour(value) for value in name.values())
+        wrong = [key for key, value in zip(name, palette, strict=True) if value is None]
+        if wrong or not 0 < len(name) < IGNORE:
+            raise ConfigError(
+                f"label space of {len(name)} classes, {len(wrong)} without a colour {wrong[:5]}: expected 1 to {IGNORE - 1} classes, "
+                "each with a colour like '#804080' or '[128, 64, 128]'"
+            )
+        return LabelSpace("own", tuple(map(str, name)), tuple(value for value in palette if value is not None))
     if name not in LABEL_SPACES:
         raise nearest("label space", name, LABEL_SPACES)
     return LABEL_SPACES[name]
+
+
+def colour(value) -> tuple[int, int, int] | None:
+    """(128, 64, 128) from "#804080", "[128, 64, 128]", "128,64,128" or the three numbers themselves; None for anything else."""
+    text = str(value).strip()
+    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+    if not re.fullmatch(r"[\[(]?\s*\d+\s*,\s*\d+\s*,\s*\d+\s*[\])]?", text):
+        return None
+    red, green, blue = map(int, re.findall(r"\d+", text))
+    return (red, green, blue) if max(red, green, blue) < 256 else None
 
 
 def mapping(from_space: "str | LabelSpace", to_space: "str | LabelSpace") -> np.ndarray:

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -141,7 +142,7 @@ def _open(directory: pathlib.Path, split: str, labelled: bool):
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(str(directory))
+        builder: Any = tfds.builder_from_directory(str(directory))  # its decorators hide what as_data_source takes
         skip = tfds.decode.SkipDecoding()
         return builder.as_data_source(split=split, decoders={"image": skip, "label": skip} if labelled else {"image": skip})
     except Exception as error:  # TFDS and its reader raise many kinds for missing and damaged files

@@ -179,6 +179,13 @@ def user_colour(root):
     (root / "segjax.json").write_text(json.dumps(meaning))
 
 
+def user_classes(root):
+    image(root / "images/a.jpg")
+    label(root / "labels/a.png", (7, 9))
+    meaning = {"label_space": {"kerb": "#ff0000", "lane": "[0, 255, 0]"}, "encoding": {"7": "lane", "9": None}}
+    (root / "segjax.json").write_text(json.dumps(meaning))
+
+
 TABLE = [
     # layout, reader, keywords, names, train ids of the left and right half (None: unlabelled)
     (gta5, GTA5, {}, ["00001.png", "00002.png", "20001.png", "22501.png"], (0, 18)),
@@ -218,4 +225,5 @@ TABLE = [
     (user, User, {}, ["a.jpg"], (0, 13)),
     (user, User, {"encoding": {"1": "sky", "2": 5}}, ["a.jpg"], (10, 5)),
     (user_colour, User, {"split": "train"}, ["a.jpg"], (3, 255)),
+    (user_classes, User, {}, ["a.jpg"], (1, 255)),
 ]

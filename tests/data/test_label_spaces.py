@@ -62,3 +62,13 @@ def test_maps_through_encodings_and_spaces():
     public = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 1: 9, 10: 10, 17: 11, 8: 12, 19: 13, 12: 14, 11: 15}
     table = en.decode_table("synthia16", "synthia")
     assert {raw: int(k) for raw, k in enumerate(table) if k != 255} == public
+
+
+def test_a_space_of_your_own():
+    space = ls.get({"kerb": "#ff0000", "lane": [0, 255, 0]})
+    assert (space.classes, space.palette) == (("kerb", "lane"), ((255, 0, 0), (0, 255, 0)))
+    assert en.decode_table(space)[:3].tolist() == [0, 1, 255]
+    assert ls.mapping(ls.get({"car": "0,0,1", "lane": "#000002"}), "cityscapes19").tolist() == [13, 255]
+    for given in ({}, {"lane": "red"}, {"lane": "300,0,0"}, {str(k): "#000000" for k in range(255)}):
+        with pytest.raises(ConfigError, match="expected 1 to 254 classes"):
+            ls.get(given)

@@ -12,8 +12,9 @@ class User(FolderDataset):
     """`root/images/[<split>/]...` with `root/labels/[<split>/]...`, and `root/segjax.json`.
 
     segjax.json: {"label_space": "cityscapes19", "encoding": ...}, both optional, or the map alone: {"7": "road", "0": null} of raw ids or
-    {"#804080": "road", "#000000": null} of colours (`encodings.get`). meaning: another such file. The keywords label_space and encoding
-    win over the file. split: a sub-folder of both; "" reads everything. Other keywords: FolderDataset.
+    {"#804080": "road", "#000000": null} of colours (`encodings.get`). Classes that no space has: "label_space": {"lane": "#ff0000", ...}
+    (`label_spaces.get`). meaning: another such file. The keywords label_space and encoding win over the file. split: a sub-folder of both;
+    "" reads everything. Other keywords: FolderDataset.
     """
 
     def __init__(self, root: str, *, split: str = "", meaning: str = "", labelled: bool = True, **keywords):
