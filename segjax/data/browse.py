@@ -87,8 +87,9 @@ def sheet(cells: Sequence[Cell], *, title: str, subtitle: str, space: LabelSpace
     size = (2 * MARGIN + grid + (LEGEND + 2 * GAP) * bool(legend), top + max(body, 26 * (len(legend) + 1)) + MARGIN - GAP)
     page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN - 6), _fit(title, _font(TITLE_SIZE), grid), INK, _font(TITLE_SIZE))
-    draw.text((MARGIN, MARGIN + TITLE_SIZE + 6), subtitle, QUIET, _font(SMALL_SIZE))
+    room = size[0] - 2 * MARGIN
+    draw.text((MARGIN, MARGIN - 6), _fit(title, _font(TITLE_SIZE), room), INK, _font(TITLE_SIZE))
+    draw.text((MARGIN, MARGIN + TITLE_SIZE + 6), _fit(subtitle, _font(SMALL_SIZE), room), QUIET, _font(SMALL_SIZE))
     y = top
     for row, height in zip(_rows(cells, columns), heights, strict=True):
         for place, one in enumerate(row):

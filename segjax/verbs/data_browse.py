@@ -1,9 +1,11 @@
 """Draws a contact sheet of a data set: images under their labels, names, and a legend, as one PNG.
 
-segjax data browse --file-list=train.txt --label-space=camvid11 --output=sheet.png          spread evenly over the set
-segjax data browse --dataset=gta5 --root=DIR --output=buses.png --class=bus                 the images with most pixels of a class
-segjax data browse --images=DIR --output=sheet.png --names=0001,0002                        these images; labels are not needed
-segjax data browse --config=configs/camvid_day_dusk.py --output=OUT/sheet.png               a sheet for each data set of a config
+    segjax data browse --file-list=train.txt --label-space=camvid11 --output=sheet.png          spread evenly over the set
+    segjax data browse --dataset=gta5 --root=DIR --output=buses.png --class=bus                 the images with most pixels of a class
+    segjax data browse --images=DIR --output=sheet.png --names=0001,0002                        these images; labels are not needed
+    segjax data browse --config=configs/camvid_day_dusk.py --output=OUT/sheet.png               a sheet for each data set of a config
+
+Labels are laid over the images in the colours of their classes, ignored pixels are darkened, and an example that cannot be read says why.
 """
 
 import argparse
@@ -72,7 +74,7 @@ def _choose(where: str, dataset: Dataset, args: argparse.Namespace) -> tuple[lis
     if args.names:
         return browse.named(dataset, args.names.split(",")), ""
     if not args.wanted:
-        return browse.evenly(len(dataset), args.count), ", spread evenly"
+        return browse.evenly(len(dataset), args.count), ", spread evenly" * (args.count < len(dataset))
     space = dataset.label_space
     if args.wanted not in space.classes:
         raise ConfigError(f"data browse: --class={args.wanted}: {space.name} has {', '.join(space.classes)}")
