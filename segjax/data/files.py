@@ -1,5 +1,6 @@
 """Reading one image or one label file, with an error that names it when it is not what it should be."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -7,6 +8,8 @@ from PIL import Image, ImageOps
 
 from segjax.data import png16
 from segjax.errors import DataError
+
+_UNKNOWN = 255
 
 
 class Unreadable(DataError):
@@ -99,20 +102,28 @@ def read_colour_label(path: "str | pathlib.Path", colours: tuple, name: str) -> 
         if image.mode not in ("RGB", "RGBA", "P"):
             raise Unreadable(f"{path} has mode {image.mode}, expected a picture in the colours of {name}: ids need an encoding of ids")
         try:
-            pixels = np.array(image.convert("RGBA"))[..., :3].astype(np.uint32)
+            pixels = np.array(image.convert("RGBA"))
         except Exception as error:  # PIL raises whatever a damaged file leads it into
             raise _damaged(path, error) from error
-    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    known = np.array([r << 16 | g << 8 | b for r, g, b in colours], np.uint32)
-    order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
-    strange = known[order][place] != codes
+    codes = pixels.view("<u4")[..., 0] & 0xFFFFFF  # blue, green, red from the highest byte down
+    label = _colour_table(tuple(colours))[codes]
+    strange = label == _UNKNOWN
     if strange.any():
         found, counts = np.unique(codes[strange], return_counts=True)
-        first = ", ".join(f"#{found[k]:06x} ({counts[k]} pixels)" for k in np.argsort(-counts, kind="stable")[:5])
+        written = [int(code).to_bytes(3, "little").hex() for code in found]
+        first = ", ".join(f"#{written[k]} ({counts[k]} pixels)" for k in np.argsort(-counts, kind="stable")[:5])
         cause = "a photograph, a JPEG, or resized with blending?" if len(found) > 40 else "add them to the encoding (null: ignore)"
         raise BadIds(f"{path}: {len(found)} colours are not in {name}, most often {first}: {cause}")
-    return order.astype(np.uint8)[place]
+    return label
+
+
+@functools.lru_cache(4)
+def _colour_table(colours: tuple) -> np.ndarray:
+    """Index of every possible colour, uint8 [2^24] by red + 256 green + 65536 blue."""
+    table = np.full(1 << 24, _UNKNOWN, np.uint8)
+    for index, (red, green, blue) in enumerate(colours):
+        table[red | green << 8 | blue << 16] = index
+    return table
 
 
 def _open(path) -> Image.Image:
