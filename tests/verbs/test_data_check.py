@@ -119,6 +119,23 @@ def test_labels_that_are_all_named_otherwise(tmp_path, capsys):
     assert code == 3 and "3 images" in text and "the label of 'good0' may be 'good0-mask'" in text and "list file" in text
 
 
+def test_a_public_data_set_by_name(tmp_path, capsys):
+    """GTA5 as downloaded: palette labels, a broken pair that is left out by name, and far fewer files than published."""
+    ids = np.kron(np.array([[7, 8, 11], [26, 23, 34]], np.uint8), np.ones((6, 6), np.uint8))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[7, 8, 11, 26, 23, 34]] = (128, 64, 128), (244, 35, 232), (70, 70, 70), (0, 0, 142), (70, 130, 180), (0, 0, 142)
+    for name, size in (("00001", (12, 18)), ("15188", (5, 5))):
+        pair(tmp_path, name, None, size)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        picture = Image.fromarray(ids, "P")
+        picture.putpalette(palette.tobytes())
+        picture.save(tmp_path / "labels" / f"{name}.png")
+    code, text = verb(capsys, dataset="gta5", root=tmp_path)
+    assert code == 0 and "good   1 examples" in text and "published are 24964" in text and "GTA5(" in text
+    code, text = verb(capsys, **{"dataset": "gta5", "root": tmp_path, "with": "broken=True"})
+    assert code == 3 and "15188.png: 18x12 but" in text and text.count("WRONG") == 1
+
+
 def test_images_alone(tmp_path, capsys):
     flags = good(tmp_path)
     assert verb(capsys, images=flags["images"])[0] == 0
