@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segjax.weights import clip_sizes
+from segjax.weights import clip_config, clip_sizes
 from segjax.weights.engine import CONV, DENSE, IDENTITY, Layout, Public, Rule
 
 _BUFFERS = (r"(.*\.)?embeddings\.position_ids",)  # 0, 1, 2, ...: written until transformers 4.30
@@ -146,15 +146,27 @@ def _towers(keys: Iterable[str]) -> set[str]:
     return found
 
 
-CLIP_HF = Public("clip_hf", recognises=lambda keys: _towers(keys) == {"text", "vision"}, layout=lambda keys: BOTH, model=_model)
+CLIP_HF = Public(
+    "clip_hf",
+    recognises=lambda keys: _towers(keys) == {"text", "vision"},
+    layout=lambda keys: BOTH,
+    model=_model,
+    config=clip_config.both,
+)
 CLIP_TEXT_HF = Public(
-    "clip_text_hf", recognises=lambda keys: _towers(keys) == {"text"}, layout=_text_form, model=_text_model, forms=(TEXT, TEXT_BARE)
+    "clip_text_hf",
+    recognises=lambda keys: _towers(keys) == {"text"},
+    layout=_text_form,
+    model=_text_model,
+    config=clip_config.text_model,
+    forms=(TEXT, TEXT_BARE),
 )
 CLIP_VISION_HF = Public(
     "clip_vision_hf",
     recognises=lambda keys: _towers(keys) == {"vision"},
     layout=_vision_form,
     model=_vision_model,
+    config=clip_config.vision_model,
     forms=(VISION, VISION_BARE),
 )
 """Named for a whole CLIPModel's file (`--layout=clip_vision_hf`), it takes the vision tower and leaves the text."""
