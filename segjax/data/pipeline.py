@@ -15,7 +15,7 @@ from typing import Any
 import grain
 from absl import flags
 
-from segjax.data import crops
+from segjax.data import crops, parallel
 from segjax.data.robust import Ledger, Policy
 from segjax.data.sampling import ClassSampling, Count, count_labels
 from segjax.data.stream import Stream, open_stream
@@ -131,7 +131,7 @@ def _booked(read: Iterator[Batch], opened: list[Stream], ledger: Ledger) -> Iter
 def iterate(elements: grain.MapDataset, workers: int) -> Iterator[Batch]:
     """Read ahead in threads or worker processes, and shut them down whichever way the consumer ends."""
     # A grain element is a whole batch here, so a few in flight are plenty; its default of 500 would fill the memory.
-    threads = 2 if workers else min(4, os.cpu_count() or 1)
+    threads = 2 if workers else min(4, parallel.cores())
     stream = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
         # grain reads absl flags, which only absl.app.run parses: without this, a script or a notebook fails at the first batch.
