@@ -103,9 +103,7 @@ def _each(value: Any, key: str, count: int) -> tuple[int, ...]:
     """A number for every block, or one number for all."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * count
     if len(values) != count or not all(isinstance(v, int) and v > 0 for v in values):
-        raise WeightsError(
-            f"layout {_NAME}: config.json has {key}={value!r}, expected a positive number, or one for each of {count} blocks"
-        )
+        raise WeightsError(f"layout {_NAME}: config.json has {key}={value!r}, expected a positive number, or {count} of them")
     return values
 
 
