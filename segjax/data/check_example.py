@@ -64,8 +64,9 @@ class Files:
             return size, None, [*faults, Fault("label_ids", str(label), str(error).removeprefix(f"{label}: "))]
         except DataError as error:
             return size, None, [*faults, check_label.format_fault(label, self.space, error)]
-        if header:
-            faults += check_image.size_faults(image, header, label, raw.shape)
+        if header and (misfit := check_image.size_faults(image, header, label, raw.shape)):
+            faults += misfit
+            size = None if misfit[0].wrong else size  # a wrong size says nothing about the sizes of the set
         histogram = np.bincount(raw.ravel(), minlength=256)
         fault = self._label_fault(label, raw, histogram)
         if fault and fault.wrong:
