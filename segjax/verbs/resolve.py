@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +59,20 @@ def call(function: Callable, arguments: Mapping[str, Any], where: str) -> Any:
     try:
         return function(**arguments)
     except (TypeError, ValueError) as error:
+        stray = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if stray and stray[1] in arguments:
+            hint = nearest(stray[1], _taken(function))
+            raise ConfigError(f"{where}.{stray[1]}: {function.__name__} takes no such argument: {hint}") from error
         raise ConfigError(f"{where}: {function.__name__}: {' '.join(str(error).split())}") from error
+
+
+def _taken(function: Callable) -> list[str]:
+    """The keywords of a function, and those of the bases that a class with `**keywords` hands them on to."""
+    parameters = inspect.signature(function).parameters
+    taken = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    onward = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    bases = [base for base in getattr(function, "__bases__", ()) if base is not object] if onward else []
+    return taken + [name for base in bases for name in _taken(base)]
 
 
 def nearest(name: str, known) -> str:

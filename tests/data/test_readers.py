@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from small_layouts import TABLE, acdc, camvid, cityscapes, dark_zurich, generated, gta5, mapillary
+from small_layouts import TABLE, acdc, camvid, cityscapes, dark_zurich, generated, gta5, mapillary, synthia
 
 from segjax.data.readers.acdc import ACDC
 from segjax.data.readers.camvid import CamVid
@@ -77,6 +77,7 @@ def test_the_wrong_folder_says_what_was_expected_and_the_way_out(tmp_path, layou
         (mapillary, Mapillary, {"version": "2"}, "did you mean '2.0'"),
         (acdc, ACDC, {"condition": "nigth"}, "did you mean 'night'"),
         (dark_zurich, DarkZurich, {"split": "val", "time": "twilight"}, "did you mean 'night'"),
+        (synthia, Synthia, {"split": "val"}, "did you mean 'train'"),
         (generated, Generated, {"prefix": 9}, "expected 1 to 4"),
         (camvid, CamVid, {"encoding": "camvids"}, "did you mean 'camvid'"),
     ],

@@ -60,12 +60,14 @@ def test_a_data_set_of_a_config(camvid, capsys):
     [
         (("--dataset=camvids", "--root=."), 2, "did you mean 'camvid'"),
         (("--dataset=camvid", "--root=gone"), 3, "is not a folder"),
+        (("--dataset=camvid", "--root=HERE", "--with=resise=(2,2)"), 2, "takes no such argument: did you mean 'resize'"),
         (("--dataset=camvid", "--root=gone", "--resize=12"), 2, "--resize=12: expected WIDTHxHEIGHT"),
         (("--dataset=camvid", "--root=gone", "--part=x"), 2, "goes with --config"),
         (("--threads=-1", "--dataset=camvid", "--root=gone"), 2, "--threads=-1"),
         ((), 2, "expected one of --dataset"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, capsys, flags, code, match):
-    got, _, err = verb(capsys, *flags, f"--output={tmp_path / 'records'}")
-    assert got == code and match in err and len(err.splitlines()) == 1 and not (tmp_path / "records").exists()
+def test_mistakes_are_one_line(camvid, capsys, flags, code, match):
+    flags = [flag.replace("HERE", str(camvid / "CamVid")) for flag in flags]
+    got, _, err = verb(capsys, *flags, f"--output={camvid / 'records'}")
+    assert got == code and match in err and len(err.splitlines()) == 1 and not (camvid / "records").exists()
