@@ -1,6 +1,7 @@
 """Which label file belongs to which image: by folder layout or by list file."""
 
 import bisect
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -47,7 +48,7 @@ def _labels(folder: pathlib.Path, folders: tuple[str, ...], kind: str) -> dict[s
                 continue
             if (kind, other) == ("trainId", "labelId"):
                 return found
-            what = f"{other} files such as {next(iter(found.values())).name}"
+            what = f"{other} files such as {min(found.values()).name}"
             raise DataError(f"label folder {folder} has no {kind} files, but {what}: choose that encoding") from error
         raise
 
@@ -142,14 +143,18 @@ def _index(
     for start in (folder / name for name in below) if below else (folder,):
         if not start.is_dir():
             raise DataError(f"{kind} folder {start} does not exist: check the path")
-        for path in sorted(start.rglob("*")):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or path.stem.endswith(drop) or path.is_dir():
-                continue
-            tag = next((tag for tag in tags if path.stem.endswith(tag)), "")
-            key = (path.relative_to(folder).parent / path.stem.removesuffix(tag)).as_posix()
-            if key in found:
-                raise DataError(f"two {kind} files share one name: {found[key]} and {path}: keep one of them")
-            found[key] = path
+        for directory, _, files in os.walk(start, followlinks=True):
+            place = pathlib.Path(directory)
+            prefix = place.relative_to(folder).as_posix() + "/" if place != folder else ""
+            for file in sorted(files):
+                stem, suffix = os.path.splitext(file)
+                # "._0001.png" is what macOS leaves beside an unpacked file, no image.
+                if suffix.lower() not in IMAGE_SUFFIXES or stem.endswith(drop) or file.startswith("."):
+                    continue
+                key = prefix + stem.removesuffix(next((tag for tag in tags if stem.endswith(tag)), ""))
+                if key in found:
+                    raise DataError(f"two {kind} files share one name: {found[key]} and {place / file}: keep one of them")
+                found[key] = place / file
     if not found:
         where = f" ({', '.join(below)})" if below else ""
         raise NoImages(f"{kind} folder {folder}{where} holds no image file ({', '.join(IMAGE_SUFFIXES)}): check the path")

@@ -47,6 +47,18 @@ def test_reads_pairs_in_order(folder):
         dataset[3]
 
 
+def test_linked_folders_are_searched_and_hidden_files_are_not(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for side in ("images", "labels"):
+        (folder / side).rename(elsewhere / side)
+        (folder / side).mkdir()
+        (folder / side / "city").symlink_to(elsewhere / side)
+    (elsewhere / "images" / "._a0.png").write_bytes(b"a Mac was here")
+    (elsewhere / "images" / "dir.png").mkdir()
+    dataset = make(folder)
+    assert [dataset.name(i) for i in range(3)] == ["city/a0.png", "city/a2.png", "city/b1.png"] and dataset.label(1).max() == 255
+
+
 def test_include_exclude_resize_cache(folder):
     dataset = make(folder, include=("a",), exclude="a2", resize=(6, 10), cache=True)
     assert len(dataset) == 1 and dataset[0]["image"].shape == (6, 10, 3) and dataset[0]["label"].shape == (6, 10)
