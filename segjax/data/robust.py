@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segjax.data.dataset import Dataset
 from segjax.data.sampling import Draw, Order
 from segjax.errors import ConfigError, DataError
 from segjax.typing import IGNORE
@@ -77,14 +78,13 @@ def read(dataset, order: Order, seed: int, position: int, policy: Policy) -> Ele
     raise DataError(f"{_IN_A_ROW} records in a row are broken in {dataset!r}, last: {broken[-1][1]}; run `segjax data check`")
 
 
-class LabelsRead:
+class LabelsRead(Dataset):
     """A data set for class statistics where the run goes on past broken records: a label that cannot be read holds no class."""
 
     def __init__(self, dataset):
-        self._dataset = dataset
-
-    def __getattr__(self, name: str):
-        return getattr(self.__dict__["_dataset"], name)
+        super().__init__()
+        self._dataset, self.label_space, self.labelled = dataset, dataset.label_space, dataset.labelled
+        self.pairs = getattr(dataset, "pairs", ())  # the files whose age tells whether kept statistics still hold
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -92,7 +92,10 @@ class LabelsRead:
     def __repr__(self) -> str:
         return repr(self._dataset)
 
-    def label(self, index: int) -> np.ndarray:
+    def _name(self, index: int) -> str:
+        return self._dataset.name(index)
+
+    def _label(self, index: int) -> np.ndarray:
         try:
             return self._dataset.label(index)
         except DataError:

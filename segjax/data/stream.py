@@ -45,7 +45,7 @@ class Stream:
     def allocate(self, rows: int) -> dict[str, np.ndarray]:
         """Arrays of a batch: ROLE_image, ROLE_label when labelled, ROLE_part (which part of a mixture) when asked for."""
         height, width = self.rules[0].crop
-        arrays = {f"{self.role}_image": np.empty((rows, height, width, 3), np.uint8)}
+        arrays: dict[str, np.ndarray] = {f"{self.role}_image": np.empty((rows, height, width, 3), np.uint8)}
         if self.labelled:
             arrays[f"{self.role}_label"] = np.empty((rows, height, width), np.uint8)
         if self.part_ids:
@@ -69,8 +69,9 @@ def open_stream(
 ) -> Stream:
     """A role's stream, checked: DataError on an empty set, no labels in a source, or a crop larger than the first image."""
     first = first_readable(dataset, policy)
+    height, width = first["image"].shape[:2]
     for rule in rules:
-        rule.check(*first["image"].shape[:2], first["name"])
+        rule.check(height, width, first["name"])
     if role == "source" and "label" not in first:
         raise DataError(f"{dataset!r} has no labels, but a source must be labelled: set its labels folder, or use it as the target")
     # Source and target take different orders even when they are one data set, and so do the kinds of crops of one batch.
