@@ -46,11 +46,11 @@ class AttentionPool(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Returns the pooled vector [B,embed_dim] and, for every location, its value projected likewise without positions or
-        attention [B,h,w,embed_dim] (MaskCLIP, arXiv 2112.01071)."""
+    def __call__(self, x: Array, dense: bool) -> tuple[Array, Array | None]:
+        """Returns the pooled vector [B,embed_dim] and, where `dense`, for every location its value projected likewise without positions
+        or attention [B,h,w,embed_dim] (MaskCLIP, arXiv 2112.01071)."""
         b, h, w, c = x.shape
-        dense = lambda features, name: Dense(features, dtype=self.dtype, name=name)
+        linear = lambda features, name: Dense(features, dtype=self.dtype, name=name)
         positions = self.param("positional_embedding", nn.initializers.normal(c**-0.5), (1 + self.side**2, c))
         if (h, w) != (self.side, self.side):
             grid = bilinear(positions[1:].reshape(1, self.side, self.side, c), (h, w))
@@ -59,9 +59,9 @@ class AttentionPool(nn.Module):
         mean = locations.mean(1, keepdims=True, dtype=jnp.float32).astype(self.dtype)
         tokens = jnp.concatenate([mean, locations], axis=1) + positions.astype(self.dtype)
         split = lambda y: y.reshape(b, -1, self.heads, c // self.heads)
-        value, project = dense(c, "v_proj"), dense(self.embed_dim, "c_proj")
-        pooled = attention(split(dense(c, "q_proj")(tokens[:, :1])), split(dense(c, "k_proj")(tokens)), split(value(tokens)))
-        return project(pooled.reshape(b, c)), project(value(x))
+        value, project = linear(c, "v_proj"), linear(self.embed_dim, "c_proj")
+        pooled = attention(split(linear(c, "q_proj")(tokens[:, :1])), split(linear(c, "k_proj")(tokens)), split(value(tokens)))
+        return project(pooled.reshape(b, c)), project(value(x)) if dense else None
 
 
 class ModifiedResNet(nn.Module):
@@ -80,10 +80,10 @@ class ModifiedResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, dense: bool = False) -> dict[str, Array]:
         """Returns stem [B,H/4,W/4,width], res2..res5 (strides 4, 8, 16, 32; 4, 8, 16, 32 times the width), pooled = projected [B,embed_dim]
-        (not normalised), and dense [B,H/32,W/32,embed_dim]: the locations in the space of the text embeddings (see AttentionPool).
-        Under jit only what is used of them is computed.
+        (not normalised), and with `dense` dense [B,H/32,W/32,embed_dim]: the locations in the space of the text embeddings (see
+        AttentionPool). Under jit only what is used of them is computed.
         """
         shared: dict[str, Any] = dict(dtype=self.dtype)
         x = image.astype(self.dtype)
@@ -106,9 +106,14 @@ class ModifiedResNet(nn.Module):
                 )
                 x, _ = rest(width, name=f"layer{n + 1}_rest", **shared)(x, train)
             result[f"res{n + 2}"] = x
-        side = self.image_size // (4 * 2 ** (len(self.layers) - 1))
-        pooled, dense = AttentionPool(self.embed_dim, self.heads, side, name="attnpool", **shared)(x)
-        return {**result, "pooled": pooled, "projected": pooled, "dense": dense}
+        pool = AttentionPool(self.embed_dim, self.heads, self.image_size // self.stride, name="attnpool", **shared)
+        pooled, located = pool(x, dense)
+        return {**result, "pooled": pooled, "projected": pooled} | ({} if located is None else {"dense": located})
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one location of `dense` to the next."""
+        return 4 * 2 ** (len(self.layers) - 1)
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The arguments of a call, for shapes."""

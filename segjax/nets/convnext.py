@@ -85,9 +85,9 @@ class ConvNeXtTower(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, dense: bool = False) -> dict[str, Array]:
         """Returns the trunk's maps, pooled [B,dims[-1]] (normalised mean over space), projected [B,embed_dim] (not normalised), and
-        dense [B,H/32,W/32,embed_dim]: norm and head at every location, in the space of the text embeddings.
+        with `dense` dense [B,H/32,W/32,embed_dim]: norm and head at every location, in the space of the text embeddings.
         Under jit only what is used of them is computed.
         """
         shared: dict[str, Any] = dict(dtype=self.dtype)
@@ -99,7 +99,13 @@ class ConvNeXtTower(nn.Module):
         head = lambda x: last(x if first is None else gelu(first(x)))
         top = features["res5"]
         pooled = norm(top.mean((1, 2), dtype=jnp.float32).astype(self.dtype))
-        return {**features, "pooled": pooled, "projected": head(pooled), "dense": head(norm(top))}
+        result = {**features, "pooled": pooled, "projected": head(pooled)}
+        return {**result, "dense": head(norm(top))} if dense else result
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one location of `dense` to the next."""
+        return 4 * 2 ** (len(self.dims) - 1)
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The arguments of a call, for shapes."""

@@ -33,7 +33,7 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False, at: tuple[int, ...] = (), dense: bool = False) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, dense: bool = False, at: tuple[int, ...] = ()) -> dict[str, Array]:
         """Returns, for a grid of h x w patches of D = width channels and E = embed_dim,
 
         last [B,1+hw,D]: the last block's tokens, the class token first. pooled [B,D]: the class token after the final norm.
@@ -76,6 +76,11 @@ class VisionTransformer(nn.Module):
             if dense:
                 result["dense"] = projected[:, 1:].reshape(b, *shape, self.embed_dim)
         return result
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one location of `dense` to the next."""
+        return self.patch_size
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The arguments of a call, for shapes."""
