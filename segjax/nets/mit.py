@@ -110,6 +110,11 @@ class MiTSettings(nn.Module, kw_only=True):
         own = [field for field in MiTSettings.__annotations__ if field not in ("parent", "name")]
         return MixTransformer(**{field: getattr(self, field) for field in own}, name=name)
 
+    def described(self) -> dict[str, Any]:
+        """`dims` and `depths`, spelled out where `variant` alone gave them."""
+        dims, depths, *_ = zip(*self.stages(), strict=True)
+        return {"dims": dims, "depths": depths}
+
     def stages(self) -> list[tuple[Any, ...]]:
         """(dim, depth, heads, mlp ratio, sr ratio, patch size, stride) of every stage. ConfigError: settings that disagree."""
         if self.variant not in VARIANTS:

@@ -39,7 +39,7 @@ def load(path: str | os.PathLike, *, layout: str = "auto", branch: str = "model"
     metadata = sources.header(path)
     if "model" not in metadata:
         return from_public(path, layout=layout, branch=branch, settings=settings)
-    spec = {**json.loads(metadata["model"]), **(settings or {})}
+    spec = {**_network(metadata), **(settings or {})}
     module = _module(spec, str(path))
     return Network(module, engine.load_variables(path, variables.shapes(module)), spec, metadata, {})
 
@@ -67,6 +67,8 @@ def from_public(
         "source_tensors": len(source.arrays),
         "source_tensors_ignored": len(set(source.arrays) - set(back)),
     }
+    if source.origin:
+        report["hub"] = dict(source.origin)
     return Network(module, safetensors_io.unflatten(flat), spec, metadata, report)
 
 
@@ -76,6 +78,22 @@ def to_public(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str], publi
     arrays = engine.to_source(flat, form, name=name)
     kinds = json.loads(metadata.get("source_dtypes", "{}")) if metadata.get("layout") == public.name else {}
     return {key: value.astype(_dtype(kinds[key])) if key in kinds else value for key, value in arrays.items()}
+
+
+def public_config(metadata: Mapping[str, str], public: engine.Public, name: str) -> dict[str, Any]:
+    """The config.json beside the weights in a hub's folder, from the network that a segjax file describes.
+
+    ConfigError: the layout's public code reads none. WeightsError: the file does not say what it is for, or that code has no such network.
+    """
+    if public.config is None:
+        ways = ", ".join(known.name for known in layouts.known().values() if known.config is not None)
+        raise ConfigError(f"--to={public.name} is no layout of folders: give --output=FILE.safetensors (folders: {ways})")
+    if "model" not in metadata:
+        raise WeightsError(f"{name}: does not say which network it is for: convert the public checkpoint again, or write a file")
+    spec = _network(metadata)
+    module = _module(spec, name)
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.name not in ("parent", "name")}
+    return public.config({**fields, **spec, **(module.described() if hasattr(module, "described") else {})})
 
 
 def public_layout(name: str, flag: str) -> engine.Public:
@@ -120,6 +138,11 @@ def segjax_file(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     if not any(key.startswith("params/") for key in flat):
         raise WeightsError(f"{path}: holds no segjax parameters (params/...) but {sorted(flat)[:3]}: convert it without --to")
     return flat, metadata
+
+
+def _network(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What builds the network of a segjax file; a trained one's also says what it started from, which is left out."""
+    return {key: value for key, value in json.loads(metadata["model"]).items() if key not in build.WEIGHT_KEYS}
 
 
 def _module(spec: Mapping[str, Any], where: str) -> Any:

@@ -121,6 +121,7 @@ class Public:
         where they describe none.
     config: the network (`model`'s answer, as a segjax file keeps it) -> the config.json of a hub's folder, for layouts whose public code
         reads one. WeightsError: the public code has no such network.
+    file: what that folder calls the weights.
     forms: the forms that `layout` chooses among where segjax paths alone cannot tell them apart on the way back; the name of the one that
         was read is kept in the file.
     """
@@ -131,6 +132,7 @@ class Public:
     model: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
     reversible: bool = True
     config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    file: str = "model.safetensors"
     forms: tuple[Layout, ...] = ()
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -151,7 +151,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
         path = found[0]
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file: check the path or convert the checkpoint with `segjax convert`")
-    return _read_sharded(path) if path.suffix == ".json" else _read_single(path)
+    return read_sharded(path, read) if path.suffix == ".json" else _read_single(path)
 
 
 def _read_single(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -168,17 +168,25 @@ def _read_single(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, s
         ) from error
 
 
-def _read_sharded(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def weight_map(path: pathlib.Path) -> dict[str, str]:
+    """Tensor -> shard of an index file. WeightsError: damaged, or a shard that is no plain file name."""
     try:
         places = dict(json.loads(path.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: not a safetensors index (needs a JSON object with weight_map): {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not an index of weights (needs a JSON object with weight_map): {error!r}") from error
+    for shard in places.values():
+        if pathlib.PurePath(str(shard)).name != shard:
+            raise WeightsError(f"{path}: shard {shard!r} is not a plain file name beside the index: the index is not to be trusted")
+    return places
+
+
+def read_sharded(path: pathlib.Path, read_shard: Callable[[pathlib.Path], tuple[Mapping[str, np.ndarray], Mapping[str, str]]]):
+    """Arrays and metadata of every shard of an index, each read by `read_shard`. WeightsError: a tensor that is in no shard."""
+    places = weight_map(path)
     arrays: dict[str, np.ndarray] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(places.values())):
-        if pathlib.PurePath(shard).name != shard:
-            raise WeightsError(f"{path}: shard {shard!r} is not a plain file name beside the index: the index is not to be trusted")
-        part, more = read(path.parent / shard)
+        part, more = read_shard(path.parent / shard)
         metadata.update(more)
         arrays.update({name: value for name, value in part.items() if places.get(name) == shard})
     missing = sorted(set(places) - set(arrays))

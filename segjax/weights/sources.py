@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from segjax.errors import WeightsError
-from segjax.weights import safetensors_io, torch7, wrappers
+from segjax.weights import hub, safetensors_io, torch7, wrappers
 
 WEIGHTS = (
     "model.safetensors.index.json",
@@ -18,6 +18,7 @@ WEIGHTS = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
     "open_clip_model.safetensors",
+    "pytorch_model.bin.index.json",
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
     "open_clip_pytorch_model.bin",
@@ -34,6 +35,7 @@ class Source:
     """A public checkpoint in memory. path: the file that was read. config: the JSON beside it, {} where there is none.
 
     removed: wrappers and prefixes that were taken off the keys, outermost first. epsilon: of the BatchNorms, where the file says (Torch7).
+    origin: repo, revision and commit of a model of the hub.
     """
 
     path: pathlib.Path
@@ -41,25 +43,39 @@ class Source:
     config: Mapping[str, Any]
     removed: tuple[str, ...] = ()
     epsilon: float | None = None
+    origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read(path: str | os.PathLike, *, branch: str = "model") -> Source:
     """Read a torch pickle (executing nothing), safetensors (also sharded, or an index), Torch7 file, or a folder that holds one.
 
+    path: here, or a model of the hub (`hub.parse`), which is fetched if it is not in the cache yet.
     branch: which network of a self-training checkpoint (`wrappers.unwrap`). WeightsError: nothing there, damaged, or not a state dict.
     """
-    file = locate(path)
-    config = _config(file.parent) if pathlib.Path(path).is_dir() or file.suffix in (".safetensors", ".json", ".bin") else {}
+    place, origin = local(path)
+    file = locate(place)
+    config = _config(file.parent) if place.is_dir() or file.suffix in (".safetensors", ".json", ".bin") else {}
     if wrappers.kind(file) == "torch7":
         arrays, epsilon = torch7.read(file)
         return Source(file, arrays, config, epsilon=epsilon)
     arrays, removed = wrappers.read_state(file, branch=branch)
-    return Source(file, arrays, config, removed)
+    return Source(file, arrays, config, removed, origin=origin)
+
+
+def local(path: str | os.PathLike) -> tuple[pathlib.Path, dict[str, str]]:
+    """A path as it is, a model of the hub as its folder (or file) in the cache; and {} or the model's repo, revision and commit."""
+    if hub.parse(path) is None:
+        return pathlib.Path(path), {}
+    fetched = hub.fetch(os.fspath(path), WEIGHTS)
+    return fetched.path, fetched.origin
 
 
 def locate(path: str | os.PathLike) -> pathlib.Path:
-    """The weights file of a folder (the first of `WEIGHTS` there), or the path itself. WeightsError: nothing there."""
-    path = pathlib.Path(path)
+    """The weights file of a folder (the first of `WEIGHTS` there) or of a model of the hub, or the path itself.
+
+    WeightsError: nothing there.
+    """
+    path, _ = local(path)
     if path.is_dir():
         found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
         if found is None:
@@ -76,8 +92,7 @@ def files(path: str | os.PathLike) -> list[pathlib.Path]:
     file = locate(path)
     if not file.name.endswith(".index.json"):
         return [file]
-    shards = set(json.loads(file.read_text()).get("weight_map", {}).values())
-    return [file, *(file.parent / shard for shard in sorted(shards))]
+    return [file, *(file.parent / shard for shard in sorted(set(safetensors_io.weight_map(file).values())))]
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:

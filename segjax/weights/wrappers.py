@@ -14,15 +14,17 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 """Keys under which training scripts store the state dict beside meta data, an epoch or an optimizer."""
 PREFIXES = ("module.", "Scale.", "_orig_mod.")
 """What DataParallel, Caffe conversions and torch.compile put before every key."""
-BRANCHES = ("model.", "ema_model.", "imnet_model.")
-"""The networks of a self-training checkpoint (DAFormer's layout). A file with `model.` alone is a plain wrapper."""
+BRANCHES = ("model.", "ema_model.", "imnet_model.", "mic.")
+"""The networks of a self-training checkpoint (DAFormer's layout; `mic.teacher.ema_model.` where MIC keeps a teacher of its own). A file
+with `model.` alone is a plain wrapper."""
 
 
 def unwrap(content: Any, *, branch: str = "model", name: str = "checkpoint") -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Flat {key: array} of one network, and the wrappers and prefixes taken off, outermost first.
 
     Takes {'state_dict'}, {'meta', 'state_dict', 'optimizer'} and the like; strips `module.`, `Scale.`, `_orig_mod.` where every key has it;
-    of a checkpoint with several networks it keeps `branch`: model, ema_model or imnet_model. Python numbers beside the arrays are dropped.
+    of a checkpoint with several networks it keeps `branch`: model, ema_model, imnet_model or mic.teacher.ema_model. Python numbers beside
+    the arrays are dropped.
     WeightsError: no arrays at all, nested dicts of arrays that no wrapper key explains, an absent branch.
     """
     removed: list[str] = []
@@ -67,10 +69,23 @@ def kind(path: str | os.PathLike) -> str:
     raise WeightsError(f"{path}: begins with {start[:8].hex()}, which is no torch, safetensors or Torch7 file: fetch it again")
 
 
+def _read_shard(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of one shard of `pytorch_model.bin.index.json`, under their names in the index."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such shard: fetch it again")
+    content = pickles.read(path)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds {type(content).__name__}, expected tensors by name")
+    return {str(key): value for key, value in content.items() if isinstance(value, np.ndarray)}, {}
+
+
 def read_state(path: str | os.PathLike, *, branch: str = "model") -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """`unwrap` of a torch or safetensors file on disk."""
     found = kind(path)
     if found == "torch7":
         raise WeightsError(f"{path}: a Torch7 file holds a graph, not a state dict: use --layout=enet_torch7")
-    content = pickles.read(path) if found == "torch" else safetensors_io.read(path)[0]
+    if pathlib.Path(path).name.endswith(".bin.index.json"):
+        content: Any = safetensors_io.read_sharded(pathlib.Path(path), _read_shard)[0]
+    else:
+        content = pickles.read(path) if found == "torch" else safetensors_io.read(path)[0]
     return unwrap(content, branch=branch, name=str(path))

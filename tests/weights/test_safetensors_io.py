@@ -109,7 +109,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     with pytest.raises(WeightsError, match="holds neither"):
         io.read(tmp_path)
     (tmp_path / io.INDEX).write_text("[]")
-    with pytest.raises(WeightsError, match="not a safetensors index"):
+    with pytest.raises(WeightsError, match="not an index of weights"):
         io.read(tmp_path)
 
 
