@@ -2,7 +2,8 @@
 
 `style="caffe"` is the DeepLab family's (AdaptSegNet model/deeplab_multi.py and its heirs): the stride sits on the first 1x1, pooling rounds
 up (`ceil_mode`), every block of a dilated stage is dilated. `style="torchvision"` puts the stride on the 3x3, and the first
-block of a stage whose stride became a dilation keeps the previous dilation (`replace_stride_with_dilation`).
+block of a stage whose stride became a dilation keeps the previous dilation (`replace_stride_with_dilation`). `style="v1c"` is
+mmsegmentation's ResNetV1c: torchvision's with three 3x3 convolutions for a stem (its `contract_dilation` is the same rule).
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from segjax.errors import ConfigError
 from segjax.nets.layers import BatchNorm, Conv
 from segjax.ops.pooling import max_pool
 from segjax.typing import Array
 
+STYLES = ("caffe", "torchvision", "v1c")
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
@@ -61,11 +64,11 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
         depths = DEPTHS[self.depth] if isinstance(self.depth, int) else tuple(self.depth)
+        if self.style not in STYLES:
+            raise ConfigError(f"ResNet style={self.style!r}: expected one of {', '.join(STYLES)}")
         caffe = self.style == "caffe"
         shared: dict[str, Any] = dict(kernel_init=self.kernel_init, dtype=self.dtype, stride_in_1x1=caffe)
-        stem = Conv(self.width, (7, 7), 2, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(stem(x.astype(self.dtype)), train))
-        x = max_pool(x, ceil_mode=caffe)
+        x = max_pool(self._stem(x.astype(self.dtype), train), ceil_mode=caffe)
         outputs, previous = [], 1
         for n, (blocks, stride, dilation) in enumerate(zip(depths, self.strides, self.dilations, strict=True)):
             width = self.width * 2**n
@@ -84,3 +87,13 @@ class ResNet(nn.Module):
             outputs.append(x)
             previous = dilation
         return outputs
+
+    def _stem(self, x: Array, train: bool) -> Array:
+        """Stride 2: one 7x7 convolution, or three 3x3 whose names count convolution, BatchNorm and ReLU."""
+        conv = lambda features, name, **k: Conv(features, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name=name, **k)
+        norm = lambda name: BatchNorm(dtype=self.dtype, name=name)
+        if self.style != "v1c":
+            return nn.relu(norm("bn1")(conv(self.width, "conv1", kernel_size=(7, 7), stride=2)(x), train))
+        for n, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))):
+            x = nn.relu(norm(f"stem_{3 * n + 1}")(conv(features, f"stem_{3 * n}", stride=stride)(x), train))
+        return x

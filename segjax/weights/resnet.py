@@ -1,4 +1,4 @@
-"""Names of the public ResNets: torchvision's, and DeepLabV2's in the line of AdaptSegNet and ADVENT (single and multi level).
+"""Names of the public ResNets: torchvision's, mmsegmentation's ResNetV1c, and DeepLabV2's of AdaptSegNet and ADVENT (one or two levels).
 
 A parameter may sit under `backbone/` (in a DeepLabV2) or at the top (a bare ResNet): the network's own tree decides.
 """
@@ -40,6 +40,14 @@ def atrous(ours: str, theirs: str) -> tuple[Rule, ...]:
     return tuple(Rule(f"params/{ours}/{a}", f"{theirs}.conv2d_list.{{i}}.{b}", transform) for a, b, transform in names)
 
 
+def _deep_stem() -> tuple[Rule, ...]:
+    """The three convolutions and BatchNorms of ResNetV1c, by their places in its Sequential."""
+    rules = [Rule(r"params/(?:backbone/)?stem_(\d)/kernel", "stem.{0}.weight", CONV)]
+    return (*rules, *(Rule(f"{kind}/(?:backbone/)?stem_(\\d)/{ours}", f"stem.{{0}}.{theirs}") for kind, ours, theirs in _NORM))
+
+
+V1C = Layout("resnet_v1c", (*_deep_stem(), *_backbone()), (*_IGNORED, r"(fc|head\.fc)\.(weight|bias)"))
+"""open-mmlab's resnet50_v1c and resnet101_v1c; an ImageNet classifier is left out."""
 TORCHVISION = Layout("resnet_torchvision", _backbone(), (*_IGNORED, r"fc\.(weight|bias)"))
 """torchvision.models.resnet50/101; the ImageNet classifier `fc` has no place in a segmentation network and is left out."""
 SINGLE = Layout("deeplabv2_resnet", (*_backbone(), *atrous("classifier", "layer5")), _IGNORED)
@@ -54,9 +62,10 @@ def _deeplab_form(keys: Iterable[str]) -> Layout:
 
 def _depths(source: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     depths = tuple(len({key.split(".")[1] for key in source if key.startswith(f"layer{n}.")}) for n in range(1, 5))
-    if "conv1.weight" not in source or 0 in depths or "layer1.0.conv3.weight" not in source:
+    stem = "stem.6.weight" if name == "resnet_v1c" else "conv1.weight"
+    if stem not in source or 0 in depths or "layer1.0.conv3.weight" not in source:
         raise WeightsError(
-            f"layout {name}: no ResNet with bottlenecks (conv1, layer1..layer4 with conv1..conv3): found {sorted(source)[:10]}"
+            f"layout {name}: no ResNet with bottlenecks ({stem}, layer1..layer4 with conv1..conv3): found {sorted(source)[:10]}"
         )
     return depths
 
@@ -64,6 +73,12 @@ def _depths(source: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
 def _torchvision_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     depths = _depths(source, "resnet_torchvision")
     form = {"depth": depths, "width": int(source["conv1.weight"].shape[0]), "style": "torchvision"}
+    return {"make": "segjax.nets.resnet:ResNet", **form}
+
+
+def _v1c_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
+    depths = _depths(source, "resnet_v1c")
+    form = {"depth": depths, "width": int(source["stem.6.weight"].shape[0]), "style": "v1c"}
     return {"make": "segjax.nets.resnet:ResNet", **form}
 
 
@@ -88,6 +103,12 @@ RESNET_TORCHVISION = Public(
     recognises=lambda keys: {"conv1.weight", "layer4.0.conv3.weight"} <= set(keys) and not any(".conv2d_list." in key for key in keys),
     layout=lambda keys: TORCHVISION,
     model=_torchvision_model,
+)
+RESNET_V1C = Public(
+    "resnet_v1c",
+    recognises=lambda keys: {"stem.6.weight", "layer4.0.conv3.weight"} <= set(keys),
+    layout=lambda keys: V1C,
+    model=_v1c_model,
 )
 DEEPLABV2_RESNET = Public(
     "deeplabv2_resnet",

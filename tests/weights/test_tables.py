@@ -10,7 +10,9 @@ from segjax.errors import WeightsError
 from segjax.nets.enet import ENet
 from segjax.nets.resnet import ResNet
 from segjax.nets.vgg import VGG16
-from segjax.weights import engine, safetensors_io, torch7
+from segjax.verbs import build
+from segjax.verbs.variables import shapes
+from segjax.weights import engine, layouts, safetensors_io, torch7
 from segjax.weights.enet import ENET_PYTORCH, ENET_TORCH7
 from segjax.weights.resnet import DEEPLABV2_RESNET, RESNET_TORCHVISION
 from segjax.weights.vgg import DEEPLABV2_VGG16
@@ -68,6 +70,37 @@ def test_resnet_torchvision(goldens):
     dilated = _apply(golden.net(), variables, image)
     golden.check("out_layer3_os8", dilated[2])
     golden.check("out_layer4_os8", dilated[3])
+
+
+def test_resnet_v1c(goldens):
+    """No golden has this stem: torch's own functions run it, and behind it stands torchvision's network."""
+    torch = pytest.importorskip("torch")
+    golden, draw = Golden(goldens / "resnet_torchvision/resnet50-tiny.pth"), np.random.default_rng(0).standard_normal
+    source = {key: value for key, value in golden.source.items() if not key.startswith(("conv1", "bn1", "fc"))}
+    for n, (channels, features) in enumerate(((3, 4), (4, 4), (4, 8))):
+        source[f"stem.{3 * n}.weight"] = draw((features, channels, 3, 3)).astype(np.float32) / 3
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            source[f"stem.{3 * n + 1}.{name}"] = np.abs(draw(features)).astype(np.float32) + 0.5
+    public = layouts.recognise(source, "file")
+    spec = public.model(source, {})
+    net = build.resolve(spec, "test")
+    flat = engine.to_segjax(source, public.layout(source), safetensors_io.flatten(shapes(net)))
+    assert public.name == "resnet_v1c" and spec["width"] == 8 and spec["depth"] == (3, 4, 6, 3)
+    back = engine.to_source(flat, public.layout(flat))
+    assert all(back[key].tobytes() == np.asarray(source[key], order="C").tobytes() for key in back)
+    assert all(key in back or key.endswith("num_batches_tracked") for key in source)
+
+    x = torch.from_numpy(np.moveaxis(golden.arrays["in_image"], -1, 1).copy())
+    take = lambda key: torch.from_numpy(np.array(source[key]))
+    for n, stride in enumerate((2, 1, 1)):
+        x = torch.nn.functional.conv2d(x, take(f"stem.{3 * n}.weight"), stride=stride, padding=1)
+        norm = [take(f"stem.{3 * n + 1}.{name}") for name in ("running_mean", "running_var", "weight", "bias")]
+        x = torch.relu(torch.nn.functional.batch_norm(x, *norm))
+    run = lambda v, x: net.apply(v, x, capture_intermediates=lambda m, _: m.name == "stem_7", mutable=["intermediates"])
+    layers, seen = jax.jit(run)(safetensors_io.unflatten(flat), golden.arrays["in_image"])
+    stem = nn.relu(seen["intermediates"]["stem_7"]["__call__"][0])
+    np.testing.assert_allclose(stem, x.permute(0, 2, 3, 1), atol=2e-5 * float(x.max()))
+    assert [layer.shape[1:3] for layer in layers] == [(17, 25), (9, 13), (9, 13), (9, 13)]
 
 
 @pytest.mark.parametrize("file", [SCALE, MULTI])
