@@ -102,6 +102,7 @@ class EfficientSam(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     stretch = True
+    max_slots = SLOTS
 
     def setup(self):
         shape = (self.patch, self.embed_dim, self.depth, self.num_heads, self.mlp_dim, self.pos_grid, self.features, self.unroll)

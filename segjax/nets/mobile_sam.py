@@ -1,5 +1,6 @@
 """MobileSAM (Zhang et al. 2023, arXiv 2306.14289): SAM's prompt encoder and mask decoder behind a TinyViT."""
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -20,6 +21,7 @@ class MobileSam(Sam):
     window_sizes: tuple[int, ...] = (7, 7, 14, 7)
     dtype: DTypeLike = jnp.float32
 
+    @nn.nowrap
     def make_encoder(self) -> TinyViT:
         """The TinyViT."""
         stages = (self.embed_dims, self.depths, self.heads, self.window_sizes)

@@ -61,6 +61,8 @@ class Sam(nn.Module):
 
     stretch = False
     """Images keep their proportions and are padded to the frame at their right and lower edge."""
+    max_slots = None
+    """How many points and corners a prompt may have: any."""
 
     def setup(self):
         self.image_encoder = self.make_encoder()
@@ -68,6 +70,7 @@ class Sam(nn.Module):
         decoder = dict(depth=self.decoder_depth, num_heads=self.decoder_heads, mlp_dim=self.decoder_mlp_dim, epsilon=self.decoder_epsilon)
         self.mask_decoder = MaskDecoder(**decoder, iou_hidden=self.iou_hidden, num_masks=self.num_masks, dtype=self.dtype)
 
+    @nn.nowrap
     def make_encoder(self) -> nn.Module:
         """The image encoder: the one thing in which MobileSAM differs."""
         shape = dict(image_size=self.image_size, patch=self.patch, embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads)
