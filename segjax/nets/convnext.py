@@ -97,7 +97,7 @@ class ConvNeXtTower(nn.Module):
         last = Dense(self.embed_dim, use_bias=False, name="head_fc2" if self.head == "mlp" else "head_proj", **shared)
         first = Dense(self.head_width, name="head_fc1", **shared) if self.head == "mlp" else None
         head = lambda x: last(x if first is None else gelu(first(x)))
-        top = features["res5"]
+        top = features[f"res{len(self.dims) + 1}"]
         pooled = norm(top.mean((1, 2), dtype=jnp.float32).astype(self.dtype))
         result = {**features, "pooled": pooled, "projected": head(pooled)}
         return {**result, "dense": head(norm(top))} if dense else result
