@@ -11,12 +11,13 @@ the autoencoder's decoder, rounding. An image depends on prompt, seed and its ow
 A GPU's compiler chooses among algorithms by timing them; `deterministic` forbids it that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
@@ -116,6 +117,35 @@ def generator(
     specs = (whole, split, whole, whole, split, split)
     options = {"xla_gpu_deterministic_ops": True} if deterministic and mesh.devices.flat[0].platform == "gpu" else None
     return jax.jit(jax.shard_map(of_one_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False), compiler_options=options)
+
+
+def dispatcher(
+    make: Callable[..., Array],
+    mesh: Mesh,
+    variables: Mapping[str, Any],
+    ids: np.ndarray,
+    negative: np.ndarray,
+    *,
+    seed: int,
+    unit: int = 1,
+    capacity: int = 1,
+) -> Callable[[Sequence[int]], Callable[[], np.ndarray]]:
+    """`make` (of `generator`) as a function of unit numbers, at most devices x capacity of them: starts them, returns what fetches them.
+
+    Unit u is the images u * unit, u * unit + 1, ...; image j has text j modulo the number of texts `ids` int [P,N]. What is fetched is
+    uint8 [units,unit,H,W,3]. variables: on the mesh.
+    """
+    key = jax.random.key(seed)
+
+    def dispatch(units: Sequence[int]) -> Callable[[], np.ndarray]:
+        places = [n % mesh.size * capacity + n // mesh.size for n in range(len(units))]  # dealt out to the devices in turn
+        indices = np.zeros((mesh.size * capacity, unit), np.int32)
+        indices[places] = np.asarray(units, np.int32)[:, None] * unit + np.arange(unit, dtype=np.int32)
+        work = np.bincount([place // capacity for place in places], minlength=mesh.size).astype(np.int32)
+        images = make(variables, ids[indices % len(ids)], negative, key, indices, work)
+        return lambda: np.asarray(images)[places]
+
+    return dispatch
 
 
 def with_kernels_in(variables: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
