@@ -1,5 +1,6 @@
 """CLIP: a vision tower and a text tower that meet in one space (Radford et al. 2021, arXiv 2103.00020)."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +53,20 @@ class CLIP(nn.Module):
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The arguments of a call, for shapes."""
         return (*self.visual.example(), *self.text.example())
+
+    def described(self) -> dict[str, Any]:
+        """The flat settings with which `clip` builds this network."""
+        kind = next(kind for kind, tower in TOWERS.items() if isinstance(self.visual, tower))
+        parts = {
+            f"{prefix}{name}": value for prefix, tower in (("vision_", self.visual), ("text_", self.text)) for name, value in _own(tower)
+        }
+        return {"vision": kind, "embed_dim": self.text.embed_dim, **parts}
+
+
+def _own(tower: nn.Module) -> list[tuple[str, Any]]:
+    """A tower's fields and their values, without what `clip` gives to both."""
+    shared = ("embed_dim", "unroll", "dtype", "parent", "name")
+    return [(field.name, getattr(tower, field.name)) for field in dataclasses.fields(tower) if field.name not in shared]
 
 
 def normalized(x: Array) -> Array:

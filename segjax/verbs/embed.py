@@ -26,6 +26,7 @@ from segjax.verbs import folder, networks, zero_shot
 from segjax.verbs.arguments import parse_size
 from segjax.verbs.embedder import Embedder
 from segjax.verbs.stylize import images_in
+from segjax.weights import sources
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     folder.writable(output)
     compiler.enable_cache()
     network = networks.load(args.model, layout=args.layout, settings=networks.settings(args.set))
-    embedder = Embedder(network, batch_size=args.batch_size, tokenizer=args.tokenizer or args.model, name=args.model)
+    embedder = Embedder(network, batch_size=args.batch_size, tokenizer=args.tokenizer or sources.local(args.model)[0], name=args.model)
     size = embedder.dense_size(dense_size and dense_size[::-1]) if args.dense else None
     words = zero_shot.vectors(chosen, prompts, embedder.texts) if chosen else None
     if texts:

@@ -15,15 +15,14 @@ _TOWER = {
 }
 _TEXT = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings", "eos_token_id": "eos_token_id"}
 _VISION = {"image_size": "image_size", "patch_size": "patch_size"}
-_DEFAULTS = {"epsilon": 1e-5, "eos_token_id": 2}  # of the modules' own fields, which OpenAI's and open_clip's files leave there
-_LEGACY = {"bos_token_id": 0, "pad_token_id": 1}  # with an eos_token_id of 2, as in every public config of that kind
+_LEGACY_EOS = 2  # the public configs that have it say bos_token_id 0 beside it, and all of them pad_token_id 1
 
 
 def text(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The config of a CLIPTextModel (with projection where there is one) from a TextTransformer's fields, `prefix` before each."""
     fields = {"model_type": "clip_text_model", **_renamed(spec, prefix, _TOWER | _TEXT)}
-    legacy = fields["eos_token_id"] == _DEFAULTS["eos_token_id"]
-    return {**fields, **(_LEGACY if legacy else {"bos_token_id": fields["eos_token_id"] - 1, "pad_token_id": _LEGACY["pad_token_id"]})}
+    end = fields["eos_token_id"]
+    return {**fields, "bos_token_id": 0 if end == _LEGACY_EOS else end - 1, "pad_token_id": 1}
 
 
 def vision(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,10 +65,6 @@ def _architecture(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _renamed(spec: Mapping[str, Any], prefix: str, names: Mapping[str, str]) -> dict[str, Any]:
-    found = {}
-    for ours, theirs in names.items():
-        value = spec.get(f"{prefix}{ours}", _DEFAULTS.get(ours))
-        if value is None:
-            raise WeightsError(f"the network's settings lack {prefix}{ours}, which config.json needs: found {', '.join(sorted(spec))}")
-        found[theirs] = value
-    return found
+    if missing := [f"{prefix}{name}" for name in names if f"{prefix}{name}" not in spec]:
+        raise WeightsError(f"the network has no {', '.join(missing)}, which config.json needs: it has {', '.join(sorted(spec))}")
+    return {theirs: spec[f"{prefix}{ours}"] for ours, theirs in names.items()}

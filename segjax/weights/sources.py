@@ -54,7 +54,7 @@ def read(path: str | os.PathLike, *, branch: str = "model") -> Source:
     """
     place, origin = local(path)
     file = locate(place)
-    config = _config(file.parent) if place.is_dir() or file.suffix in (".safetensors", ".json", ".bin") else {}
+    config = _config(file) if place.is_dir() or file.suffix in (".safetensors", ".json", ".bin") else {}
     if wrappers.kind(file) == "torch7":
         arrays, epsilon = torch7.read(file)
         return Source(file, arrays, config, epsilon=epsilon)
@@ -95,8 +95,10 @@ def files(path: str | os.PathLike) -> list[pathlib.Path]:
     return [file, *(file.parent / shard for shard in sorted(set(safetensors_io.weight_map(file).values())))]
 
 
-def _config(folder: pathlib.Path) -> dict[str, Any]:
-    for name in CONFIGS:
+def _config(file: pathlib.Path) -> dict[str, Any]:
+    """The config beside a weights file; open_clip's own before transformers' where the weights are open_clip's (some folders hold both)."""
+    folder = file.parent
+    for name in CONFIGS[::-1] if file.name.startswith("open_clip") else CONFIGS:
         if (folder / name).is_file():
             try:
                 content = json.loads((folder / name).read_text())

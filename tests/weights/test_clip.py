@@ -197,6 +197,27 @@ def test_without_a_config_the_rules_of_openai_hold(golden):
     assert CLIP_HF.model(golden(HF[0]).source, {})["text_eos_token_id"] == 2
 
 
+def test_a_bare_file_of_openai(golden, tmp_path):
+    torch, vit = pytest.importorskip("torch"), golden(VIT)
+    content = {key: torch.from_numpy(np.array(value)).half() for key, value in vit.source.items()}
+    torch.save({**content, **{name: torch.tensor(1) for name in SCALARS}}, tmp_path / "ViT.pt")
+    network = networks.load(tmp_path / "ViT.pt", settings={"vision_heads": 4, "text_heads": 4})
+    configured = {key: value for key, value in vit.spec.items() if key not in ("mean", "std")}
+    assert network.spec == configured | {"vision_activation": "quick_gelu", "text_activation": "quick_gelu"}
+    back = networks.to_public(safetensors_io.flatten(network.variables), network.metadata, CLIP_OPENAI, "file")
+    assert set(back) == set(content) and all(value.dtype == np.float16 for value in back.values())
+    assert all(value.tobytes() == content[key].numpy().tobytes() for key, value in back.items())
+
+
+def test_a_folder_with_both_kinds_of_config(golden, goldens, tmp_path):
+    for name in ("open_clip_model.safetensors", "open_clip_config.json"):
+        (tmp_path / name).write_bytes((goldens / VIT / name).read_bytes())
+    (tmp_path / "config.json").write_bytes((goldens / HF[0] / "config.json").read_bytes())
+    assert networks.load(tmp_path).spec == golden(VIT).spec
+    (tmp_path / "model.safetensors").write_bytes((goldens / HF[0] / "model.safetensors").read_bytes())
+    assert networks.load(tmp_path).spec == golden(HF[0]).spec
+
+
 def test_files_that_describe_no_clip_are_refused_in_a_line(golden, goldens, tmp_path):
     vit, hf = golden(VIT), golden(HF[0])
     less = lambda key: {name: value for name, value in vit.source.items() if name != key}
