@@ -7,7 +7,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "convert": ["torchfile>=0.1.0", "huggingface_hub>=1.0"],
     "wandb": ["wandb"],
-    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "torchfile>=0.1.0", "ruff>=0.9", "pyright[nodejs]==1.1.414", "beartype>=0.20"],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "torchfile>=0.1.0", "ruff>=0.9", "pyright[nodejs]==1.1.414", "cityscapesScripts>=2.2"],
 }
 
 setup(
