@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.sam_decoder import MaskDecoder
-from segjax.nets.sam_encoder import ImageEncoderViT
+from segjax.nets.sam_encoder import ImageEncoder
 from segjax.nets.sam_prompts import PromptEncoder
 from segjax.ops.prompts import NOT_A_POINT
 from segjax.typing import Array
@@ -35,7 +35,7 @@ def normalise(image: Array, sizes: Array | None = None) -> Array:
 
 
 class Sam(nn.Module):
-    """Fields: the image encoder's (`ImageEncoderViT`), then the decoder's; the defaults are ViT-B.
+    """Fields: the image encoder's (`ImageEncoder`), then the decoder's; the defaults are ViT-B.
 
     decoder_heads: 8 in every published file; no file tells it, so a file of another width has to be opened with decoder_heads set.
     """
@@ -75,7 +75,7 @@ class Sam(nn.Module):
         """The image encoder: the one thing in which MobileSAM differs."""
         shape = dict(image_size=self.image_size, patch=self.patch, embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads)
         windows = dict(mlp_dim=self.mlp_dim, global_blocks=tuple(self.global_blocks), window=self.window, unroll=self.unroll)
-        return ImageEncoderViT(**shape, **windows, out_channels=self.features, dtype=self.dtype)
+        return ImageEncoder(**shape, **windows, out_channels=self.features, dtype=self.dtype)
 
     def encode(self, image: Array, sizes: Array | None = None) -> Array:
         """RGB [B,H,W,3] in [0,1] -> features [B,H/16,W/16,C]. sizes [B,2]: height and width of each image within its padded frame."""

@@ -138,7 +138,7 @@ class Neck(nn.Module):
         return LayerNorm(1e-6, self.dtype, name="layer_norm2")(x)
 
 
-class ImageEncoderViT(nn.Module):
+class ImageEncoder(nn.Module):
     """Normalised images [B,H,W,3] -> features [B,H/patch,W/patch,out_channels]; H and W multiples of `patch`.
 
     image_size is the size that positions are stored for; at any other they are resized (bicubic the absolute ones, linear the relative

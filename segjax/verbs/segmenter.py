@@ -70,8 +70,7 @@ class Segmenter:
         points = np.pad(points.astype(np.float32), (*wide, (0, 0)))[None]
         labels = np.pad(labels, wide, constant_values=prompts.PADDING)[None]
         where = NamedSharding(self.mesh, PartitionSpec(None, meshes.AXES))
-        features = jax.device_put(view.features, meshes.replicated(self.mesh))
-        logits, iou = self._decode(self.variables, features, *jax.device_put((points, labels), where), multimask=multimask)
+        logits, iou = self._decode(self.variables, view.features, *jax.device_put((points, labels), where), multimask=multimask)
         return logits[0, :count], np.asarray(iou[0, :count])
 
     def measure(self, view: View, logits: np.ndarray | jax.Array, *, offset: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,7 +101,7 @@ class Segmenter:
     def _view(self, features: jax.Array, size: tuple[int, int], inner: tuple[int, int]) -> View:
         low = 4 * features.shape[1], 4 * features.shape[2]
         matrices = masks.full_size_matrices(low, (self.frame, self.frame), inner, size, stretch=self.module.stretch)
-        return View(features, size, inner, matrices)
+        return View(jax.device_put(features, meshes.replicated(self.mesh)), size, inner, matrices)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -9,6 +9,7 @@ from segjax.errors import WeightsError
 from segjax.weights import sam_tables as tables
 from segjax.weights.engine import Layout, Public, Rule
 
+_MAKE = "segjax.nets.sam:Sam"
 _GAUSSIAN = "batch_stats/prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"
 
 
@@ -76,7 +77,7 @@ def _hf_form(keys: Iterable[str]) -> Layout:
 def _model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     hidden = tables.size_of(source, "prompt_encoder.mask_downscaling.3.weight", 0, "sam")
     vit = tables.vit_fields(source, "image_encoder", "blocks", "patch_embed.proj", "sam")
-    return {"make": "segjax.nets.sam:Sam", **vit, "mask_channels": hidden, **tables.decoder_fields(source, "sam")}
+    return {"make": _MAKE, **vit, "mask_channels": hidden, **tables.decoder_fields(source, "sam")}
 
 
 def _hf_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,13 +93,50 @@ def _hf_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> di
     if acts != ("gelu", "gelu", "relu"):
         raise WeightsError(f"layout sam_hf: config.json has activations {acts}, expected gelu, gelu and relu, as in every SAM")
     return {
-        "make": "segjax.nets.sam:Sam",
+        "make": _MAKE,
         **vit,
         **fields,
         "mask_channels": tables.size_of(source, "prompt_encoder.mask_embed.conv2.weight", 0, "sam_hf"),
         "decoder_heads": mask.get("num_attention_heads", 8 if config else fields["decoder_heads"]),
         "decoder_epsilon": mask.get("layer_norm_eps", 1e-6),
     }
+
+
+def _hf_config(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers' SamModel reads. WeightsError: it has no such encoder or decoder."""
+    features, grid = network["features"], network["image_size"] // network["patch"]
+    if network["make"] != _MAKE or network["mask_channels"] % 4 or features % 2:
+        raise WeightsError(f"layout sam_hf: transformers' SamModel is no {network['make']}: only a Sam with the ViT goes there")
+    vision = {
+        "hidden_size": network["embed_dim"],
+        "output_channels": features,
+        "num_hidden_layers": network["depth"],
+        "num_attention_heads": network["num_heads"],
+        "image_size": network["image_size"],
+        "patch_size": network["patch"],
+        "mlp_dim": network["mlp_dim"],
+        "num_pos_feats": features // 2,
+        "window_size": network["window"],
+        "global_attn_indexes": list(network["global_blocks"]),
+    }
+    prompt = {
+        "hidden_size": features,
+        "image_size": network["image_size"],
+        "patch_size": network["patch"],
+        "image_embedding_size": grid,
+        "mask_input_channels": network["mask_channels"],
+    }
+    mask = {
+        "hidden_size": features,
+        "num_hidden_layers": network["decoder_depth"],
+        "num_attention_heads": network["decoder_heads"],
+        "mlp_dim": network["decoder_mlp_dim"],
+        "iou_head_hidden_dim": network["iou_hidden"],
+        "num_multimask_outputs": network["num_masks"],
+        "layer_norm_eps": network["decoder_epsilon"],
+    }
+    parts = {"vision_config": vision, "prompt_encoder_config": prompt, "mask_decoder_config": mask}
+    return {"architectures": ["SamModel"], "model_type": "sam", **parts}
 
 
 SAM = Public(
@@ -112,5 +150,6 @@ SAM_HF = Public(
     recognises=lambda keys: {"vision_encoder.patch_embed.projection.weight", "mask_decoder.iou_token.weight"} <= set(keys),
     layout=_hf_form,
     model=_hf_model,
+    config=_hf_config,
     forms=(BOTH, SHARED, OWN),
 )

@@ -1,0 +1,101 @@
+"""Attention with decomposed relative positions: against the bias written out, its gradient, its memory; and the two smaller forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.nets.sam_encoder import Block
+from segjax.ops.attention import attention
+from segjax.ops.attention_to_groups import attention_to_groups
+from segjax.ops.attention_with_bias import attention_with_bias
+from segjax.ops.relative_attention import relative_attention, relative_vectors
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng((seed, *shape)).standard_normal(shape), jnp.float32)
+
+
+def bias_stored(query, key, value, rows, columns):
+    """The textbook form: the bias of all pairs as an array [B,N,HW,HW]."""
+    b, h, w, n, d = query.shape
+    flat = lambda x: x.reshape(b, h * w, n, d).transpose(0, 2, 1, 3)
+    down = jnp.einsum("byxnd,ykd->bnyxk", query, rows)[..., :, None]
+    right = jnp.einsum("byxnd,xkd->bnyxk", query, columns)[..., None, :]
+    bias = (down + right).reshape(b, n, h * w, h * w)
+    logits = jnp.einsum("bnqd,bnkd->bnqk", flat(query), flat(key)) * d**-0.5 + bias
+    mixed = jnp.einsum("bnqk,bnkd->bnqd", jax.nn.softmax(logits, -1), flat(value))
+    return mixed.transpose(0, 2, 1, 3).reshape(b, h, w, n, d)
+
+
+@pytest.mark.parametrize("block", [256, 14, 1])  # at once, two rows, one row at a time
+def test_equals_the_stored_bias_and_its_gradient(block):
+    query, key, value = (draw(2, 6, 7, 3, 4, seed=n) for n in range(3))
+    tables = draw(11, 4, seed=3), draw(13, 4, seed=4)
+
+    def loss(form, query, key, value, *tables):
+        vectors = relative_vectors(tables[0], 6), relative_vectors(tables[1], 7)
+        return jnp.sum(jnp.sin(form(query, key, value, *vectors)))
+
+    form = lambda *arguments: relative_attention(*arguments, block=block)
+    arguments = (query, key, value, *tables)
+    got, want = (jax.jit(jax.value_and_grad(lambda *a, f=f: loss(f, *a), tuple(range(5))))(*arguments) for f in (form, bias_stored))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for ours, theirs in zip(got[1], want[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_without_positions_it_is_plain_attention():
+    query, key, value = (draw(2, 6, 7, 3, 4, seed=n) for n in range(3))
+    got = relative_attention(query, key, value, block=8)
+    want = attention(*(x.reshape(2, 42, 3, 4) for x in (query, key, value)))
+    np.testing.assert_allclose(got.reshape(want.shape), want, rtol=0, atol=2e-6)
+
+
+def test_vectors_are_indexed_and_resized_as_torch_does():
+    table = draw(7, 5)
+    vectors = relative_vectors(table, 4)
+    for i in range(4):
+        for j in range(4):
+            np.testing.assert_array_equal(vectors[i, j], table[i - j + 3])
+    torch = pytest.importorskip("torch")
+    resized = torch.nn.functional.interpolate(torch.from_numpy(np.array(table)).T[None], 11, mode="linear")[0].T.numpy()
+    np.testing.assert_allclose(relative_vectors(table, 6)[5, 0], resized[10], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(relative_vectors(table, 6)[2, 4], resized[3], rtol=0, atol=1e-6)
+
+
+def temporary(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_a_global_block_at_64x64_needs_a_quarter_of_the_memory():
+    """ViT-B's: 12 heads of 64 channels, 4096 tokens. Ours is the whole block, with norms and MLP; theirs the attention alone."""
+    tokens, vectors = (1, 64, 64, 12, 64), (64, 64, 64)
+    stored = temporary(bias_stored, *[tokens] * 3, *[vectors] * 2)
+    attending = temporary(relative_attention, *[tokens] * 3, *[vectors] * 2)
+    block = Block(num_heads=12, mlp_dim=3072, window=0, grid=64)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 768), jnp.float32)
+    variables = jax.eval_shape(block.init, jax.random.key(0), image)
+    whole = jax.jit(lambda v, x: block.apply(v, x)[0]).lower(variables, image).compile().memory_analysis().temp_size_in_bytes
+    print(f"temporary MiB: bias stored {stored / 2**20:.0f}, here {attending / 2**20:.0f}, whole block {whole / 2**20:.0f}")
+    assert stored >= 2 * 12 * 4096**2 * 4 * 0.9  # logits and probabilities at least
+    assert attending <= stored / 4 and whole <= stored / 4
+
+
+def test_one_query_set_to_many_groups():
+    query, key, value = draw(2, 5, 3, 4), draw(2, 6, 7, 3, 4, seed=1), draw(2, 6, 7, 3, 4, seed=2)
+    mask = np.random.default_rng(3).random((2, 6, 7)) > 0.4
+    mask[..., 0] = True
+    got = attention_to_groups(query, key, value, jnp.asarray(mask))
+    for g in range(6):
+        want = attention(query, key[:, g], value[:, g], mask=jnp.asarray(mask[:, g])[:, None, None])
+        np.testing.assert_allclose(got[:, g], want, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(attention_to_groups(query, key, value)[:, 2], attention(query, key[:, 2], value[:, 2]), rtol=0, atol=2e-6)
+
+
+def test_a_bias_for_every_pair():
+    query, key, value, bias = (*(draw(2, 5, 3, 4, seed=n) for n in range(3)), draw(3, 5, 5))
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2 + np.asarray(bias)
+    weight = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(attention_with_bias(query, key, value, bias), np.einsum("bhqk,bkhd->bqhd", weight, value), rtol=0, atol=2e-6)
