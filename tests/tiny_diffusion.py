@@ -15,8 +15,19 @@ from segjax.weights.diffusers_unet import LINEAR
 from segjax.weights.diffusers_vae import QUERY_KEY_VALUE
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-TEXT = {"num_attention_heads": 2, "eos_token_id": 2, "hidden_act": "gelu"}
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "vocab_size": 664,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+}
 UNET = {
+    "_class_name": "UNet2DConditionModel",
     "block_out_channels": [8],
     "down_block_types": ["DownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"],
@@ -27,7 +38,16 @@ UNET = {
     "sample_size": 4,
     "use_linear_projection": True,
 }
-VAE_CONFIG = {"block_out_channels": [4, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 2, "sample_size": 8}
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 2,
+    "sample_size": 8,
+}
 
 
 def write(folder: pathlib.Path, goldens: pathlib.Path, seed: int = 0) -> pathlib.Path:

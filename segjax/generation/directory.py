@@ -6,6 +6,7 @@ they came, so that diffusers' StableDiffusionPipeline loads it. Layout: facts of
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -146,10 +147,16 @@ def _part(folder: pathlib.Path, name: str, variant: str, dtype: DTypeLike) -> Pa
     source = sources.read(locate(folder, variant))
     spec = {key: value for key, value in public.model(source.arrays, source.config).items() if key != "make"}
     module = make(**spec, dtype=dtype)
-    like = jax.eval_shape(module.init, jax.random.key(0), *module.example())
     form = public.layout(source.arrays)
-    flat = engine.to_segjax(source.arrays, form, safetensors_io.flatten({"params": like["params"]}), name=str(source.path))
+    flat = engine.to_segjax(source.arrays, form, _shapes(module), name=str(source.path))
     return Part(module, safetensors_io.unflatten(flat), source.config, form, sources.dtypes(source), source.path)
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(module: Any) -> dict[str, Any]:
+    """Flat path -> ShapeDtypeStruct of a network's parameters."""
+    like = jax.eval_shape(module.init, jax.random.key(0), *module.example())
+    return safetensors_io.flatten({"params": like["params"]})
 
 
 def _typed(value: np.ndarray, kind: str | None) -> np.ndarray:

@@ -56,7 +56,7 @@ def _run(net, variables, *arguments, look=()):
     return jax.jit(run)(variables, *arguments)
 
 
-def test_unet_with_middle_features_and_a_scalar_timestep(unet):
+def test_unet_with_middle_features(unet):
     net = unet.net()
     weights = unet.variables(net)
     arguments = [unet.arrays[name] for name in ("in_latents", "in_timesteps", "in_context")]
@@ -78,24 +78,29 @@ def test_unet_with_middle_features_and_a_scalar_timestep(unet):
         unet.check("mid_unet_down_blocks_1", middle["down_blocks_1"][0])
         unet.check("mid_unet_mid_block", middle["mid_block"])
         unet.check("mid_unet_up_blocks_1", middle["up_blocks_1"])
-    if "out_unet_scalar_t" in unet.arrays:
-        unet.check("out_unet_scalar_t", _run(net, weights, arguments[0], np.int32(500), arguments[2])[0])
 
 
-def test_text_keys_and_values_computed_once_change_nothing(unet):
+def test_text_keys_and_values_made_once_and_a_scalar_timestep(goldens):
+    unet = Part(goldens / FOLDERS[0] / "unet")
     net = unet.net()
-    weights = unet.variables(net)
-    latents, timesteps, context = (unet.arrays[name] for name in ("in_latents", "in_timesteps", "in_context"))
-    memory = net.apply(weights, context, method="keys_values")
-    unet.check("out_unet", jax.jit(lambda *a: net.apply(*a[:3], memory=a[3]))(weights, latents, timesteps, memory))
+    latents, context = unet.arrays["in_latents"], unet.arrays["in_context"]
+
+    @jax.jit
+    def run(weights):
+        return net.apply(weights, latents, 500, memory=net.apply(weights, context, method="keys_values"))
+
+    unet.check("out_unet_scalar_t", run(unet.variables(net)))
 
 
-def test_unet_in_bfloat16(unet):
-    net = unet.net(dtype="bfloat16")
+def test_in_bfloat16(goldens):
+    unet, vae = (Part(goldens / FOLDERS[0] / name) for name in ("unet", "vae"))
     arguments = [unet.arrays[name] for name in ("in_latents", "in_timesteps", "in_context")]
-    output = jax.jit(net.apply)(unet.variables(unet.net()), *arguments)
+    output = jax.jit(unet.net(dtype="bfloat16").apply)(unet.variables(unet.net()), *arguments)
     assert output.dtype == jnp.float32
     unet.check_half("out_unet", output)
+    net = vae.net(dtype="bfloat16")
+    image = jax.jit(lambda v, x: net.apply(v, x, method="decode"))(vae.variables(vae.net()), vae.arrays["in_vae_latents"])
+    vae.check_half("out_vae_decode", 2 * image - 1)
 
 
 def test_autoencoder(vae):
@@ -106,9 +111,6 @@ def test_autoencoder(vae):
     vae.check("out_vae_logvar", log_variance)
     image = jax.jit(lambda v, x: net.apply(v, x, method="decode"))(weights, vae.arrays["in_vae_latents"])
     vae.check("out_vae_decode", 2 * image - 1)
-    half = vae.net(dtype="bfloat16")
-    image = jax.jit(lambda v, x: half.apply(v, x, method="decode"))(weights, vae.arrays["in_vae_latents"])
-    vae.check_half("out_vae_decode", 2 * image - 1)
 
 
 def test_there_and_back_is_bit_equal(unet, vae):
