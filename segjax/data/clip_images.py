@@ -21,4 +21,5 @@ def centre_square(image: np.ndarray, size: int) -> np.ndarray:
 
 def stretched(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 RGB [H,W,3] -> uint8 [height,width,3] of `size` = (height, width), the whole picture, PIL's bicubic."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    height, width = size
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

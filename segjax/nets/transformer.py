@@ -1,5 +1,7 @@
 """The pre-norm transformer that CLIP's text tower and its ViT share, its blocks scanned."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -39,7 +41,9 @@ class ResidualBlock(nn.Module):
         return x, x if hidden else None
 
 
-def residual_blocks(x: Array, layers: int, unroll: int, *, last_keeps_values: bool, mask: Array | None, hidden: bool, **block):
+def residual_blocks(
+    x: Array, layers: int, unroll: int, *, last_keeps_values: bool, mask: Array | None, hidden: bool, **block
+) -> tuple[Array, Any]:
     """`layers` scanned ResidualBlocks, named `resblocks`, over x [B,N,D] inside a compact module: (x, every block's output [layers,B,N,D]).
 
     last_keeps_values: in the last block every token but the first takes its own value instead of attending (MaskCLIP, arXiv 2112.01071).

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     compiler.enable_cache()
     network = networks.load(args.model, layout=args.layout, settings=networks.settings(args.set))
     embedder = Embedder(network, batch_size=args.batch_size, tokenizer=args.tokenizer or sources.local(args.model)[0], name=args.model)
-    size = embedder.dense_size(dense_size and dense_size[::-1]) if args.dense else None
+    size = embedder.dense_size(dense_size) if args.dense else None
     words = zero_shot.vectors(chosen, prompts, embedder.texts) if chosen else None
     if texts:
         np.savez(output / "texts.npz", vectors=embedder.texts(texts), texts=np.array(texts))
@@ -128,7 +128,7 @@ def class_map(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     best, label = None, np.zeros(size, np.uint8)
     for index in range(scores.shape[-1]):
         plane = Image.fromarray(np.ascontiguousarray(scores[..., index], np.float32))
-        score = np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR))
+        score = np.asarray(plane.resize((size[1], size[0]), Image.Resampling.BILINEAR))
         if best is None:
             best = score.copy()
             continue

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,8 +46,11 @@ class Embedder:
         return self._model.visual.image_size
 
     def dense_size(self, chosen: tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) of the images under `dense`: the chosen one, else the square. ConfigError: no multiple of the stride."""
-        height, width = chosen or (self.size, self.size)
+        """(height, width) of the images under `dense`, from the chosen (width, height) or None for the network's square.
+
+        ConfigError: no multiple of the stride.
+        """
+        width, height = chosen or (self.size, self.size)
         stride = self._model.visual.stride
         if height % stride or width % stride:
             raise ConfigError(f"--dense-size={width}x{height}: {self._name} needs multiples of {stride} pixels")
@@ -66,7 +69,7 @@ class Embedder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of length 1 [N,E] float32."""
-        rows = self.tokenizer(texts)
+        rows = list(self.tokenizer(texts))
         found = list(self._over("texts", rows, lambda row: row, lambda batch: self._encode_text(self._variables, batch)))
         return np.stack([vector for _, vector in found])
 
@@ -89,10 +92,12 @@ class Embedder:
         return self._tokens
 
     def _image_vectors(self, variables, image):
-        return normalized(self._model.apply(variables, to_float(image), method="encode_image")["projected"])  # pyright: ignore
+        seen: Any = self._model.apply(variables, to_float(image), method="encode_image")
+        return normalized(seen["projected"])
 
     def _text_vectors(self, variables, ids):
-        return normalized(self._model.apply(variables, ids, method="encode_text")["projected"])  # pyright: ignore
+        read: Any = self._model.apply(variables, ids, method="encode_text")
+        return normalized(read["projected"])
 
     def _dense_similarity(self, variables, image, words):
         located: Any = self._model.apply(variables, to_float(image), method="encode_image", dense=True)
@@ -105,9 +110,9 @@ class Embedder:
             for batch in self._batches(items, load, pool):
                 waiting.append((batch[0], run(jax.device_put(batch[1], self._rows))))
                 if len(waiting) > 1:
-                    yield from self._given(*waiting.popleft(), advance)
+                    yield from self._given(waiting.popleft(), advance)
             while waiting:
-                yield from self._given(*waiting.popleft(), advance)
+                yield from self._given(waiting.popleft(), advance)
 
     def _batches(self, items: Sequence[Any], load: Callable, pool) -> Iterator[tuple[Sequence[Any], np.ndarray]]:
         """Batches of one size, the last filled up with its last item; one batch ahead is loading."""
@@ -120,7 +125,7 @@ class Embedder:
             rows = [future.result() for future in ahead.popleft()]
             yield items[start : start + len(rows)], np.stack(rows + [rows[-1]] * (self._batch_size - len(rows)))
 
-    def _given(self, items: Iterable[Any], result: jax.Array, advance: Callable[[int], None]) -> Iterator[tuple[Any, np.ndarray]]:
-        items, rows = list(items), np.asarray(result)
+    def _given(self, done: tuple[Sequence[Any], jax.Array], advance: Callable[[int], None]) -> Iterator[tuple[Any, np.ndarray]]:
+        items, rows = done[0], np.asarray(done[1])
         advance(len(items))
         yield from zip(items, rows, strict=False)

@@ -29,7 +29,9 @@ _OFF = (
 )
 """Switches of open_clip's configs that change the network in ways that segjax does not know."""
 _CHOICES = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "timm_pool": ("", "avg")}
-_TIMM_EPSILON = {(384, 768, 1536, 3072): 1e-5}  # timm builds convnext_xxlarge with another epsilon than its other ConvNeXts
+_TIMM_EPSILON: dict[tuple[int, ...], float] = {
+    (384, 768, 1536, 3072): 1e-5
+}  # timm builds convnext_xxlarge with another epsilon than its other ConvNeXts
 
 
 def _form(keys: Iterable[str]) -> Layout:

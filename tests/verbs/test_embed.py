@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from segjax import cli
-from segjax.data.clip_images import centre_square
+from segjax.data.clip_images import centre_square, stretched
 from segjax.generation.tokens import Tokenizer
+from segjax.nets.clip import normalized
 from segjax.verbs import embed, networks, zero_shot
 
 CLASSES = "0: road, street\n1: sky\n2: {brace}\n"
@@ -72,9 +73,16 @@ def test_vectors_scores_and_maps(model, photographs, tmp_path, capsys):
     assert [row[1] for row in rows] == [head[2 + best] for best in expected.argmax(-1)]
     out = capsys.readouterr().out
     assert f"day/0\t{rows[0][1]}\t" in out and "3 class maps" in out
-    for name, image in zip(found["names"], [(50, 70), (96, 64), (48, 48)], strict=True):
+    wide = np.stack([stretched(np.asarray(Image.open(photographs / f"{name}.png")), (48, 64)) for name in found["names"]])
+    located = jax.jit(lambda v, x: network.module.apply(v, x, method="encode_image", dense=True)["dense"])(
+        network.variables, wide.astype(np.float32) / 255
+    )
+    assert located.shape[1:3] == (3, 4)
+    similarity = np.asarray(normalized(located)) @ vectors.T
+    scores = np.stack([similarity[..., :2].max(-1), similarity[..., 2], similarity[..., 3]], -1)
+    for name, image, score in zip(found["names"], [(50, 70), (96, 64), (48, 48)], scores, strict=True):
         label = np.asarray(Image.open(tmp_path / "out" / "dense" / f"{name}.png"))
-        assert label.shape == image and label.dtype == np.uint8 and label.max() <= 2
+        assert label.shape == image and (label == embed.class_map(score, image)).mean() > 0.999
 
 
 def test_a_converted_file_and_a_label_space(model, photographs, tmp_path, capsys):

@@ -209,6 +209,33 @@ def test_a_bare_file_of_openai(golden, tmp_path):
     assert all(value.tobytes() == content[key].numpy().tobytes() for key, value in back.items())
 
 
+def test_the_torchscript_archive_of_openai(golden, tmp_path):
+    torch, resnet = pytest.importorskip("torch"), golden(RESNET)
+
+    class Part(torch.nn.Module):
+        pass
+
+    class Whole(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    tree = Whole()
+    for key, value in resnet.source.items():
+        *path, last = key.split(".")
+        place = tree
+        for name in path:
+            if not hasattr(place, name):
+                place.add_module(name, Part())
+            place = getattr(place, name)
+        place.register_buffer(last, torch.from_numpy(np.array(value)))
+    torch.jit.script(tree).save(tmp_path / "RN50.pt")
+    network = networks.load(tmp_path / "RN50.pt")
+    expected = resnet.convert(resnet.net())
+    flat = safetensors_io.flatten(network.variables)
+    assert network.spec == resnet.spec and set(flat) == set(expected)
+    assert all(np.array_equal(flat[path], expected[path]) for path in expected)
+
+
 def test_a_folder_with_both_kinds_of_config(golden, goldens, tmp_path):
     for name in ("open_clip_model.safetensors", "open_clip_config.json"):
         (tmp_path / name).write_bytes((goldens / VIT / name).read_bytes())
