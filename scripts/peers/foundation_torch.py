@@ -1,0 +1,112 @@
+"""The yardsticks of `scripts/bench_foundation.py`: Hugging Face's networks in torch, eager, in a process of their own.
+
+`python foundation_torch.py WORKLOAD SIZES_AS_JSON FOLDER` makes the network with random weights, writes its tensors (weights.safetensors),
+the inputs and its outputs (arrays.npz) into the folder and prints "ready"; then every line N on stdin runs N forward passes and answers
+with their milliseconds as a JSON list. A workload is a function sizes -> (module, shapes of its inputs by keyword, outputs -> the one that
+is compared).
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+
+def sam_encoder(sizes: dict):
+    """SamVisionEncoder; its keys get the prefix that they have in a SamModel."""
+    from transformers import SamVisionConfig
+    from transformers.models.sam.modeling_sam import SamVisionModel
+
+    config = SamVisionConfig(
+        hidden_size=sizes["embed_dim"],
+        num_hidden_layers=sizes["depth"],
+        num_attention_heads=sizes["num_heads"],
+        mlp_dim=sizes["mlp_dim"],
+        image_size=sizes["image_size"],
+        global_attn_indexes=list(sizes["global_blocks"]),
+        window_size=sizes["window"],
+        initializer_range=0.02,
+    )
+    module = SamVisionModel(config)
+    for name, parameter in module.named_parameters():
+        if "rel_pos" in name or "pos_embed" in name:  # transformers starts them at zero
+            torch.nn.init.normal_(parameter, std=0.02)
+    return module, {"pixel_values": (sizes["batch"], 3, sizes["image_size"], sizes["image_size"])}, lambda out: out.last_hidden_state
+
+
+class Gradients(torch.nn.Module):
+    """Forward and backward of a module from the sum of the squares of its outputs; gives the gradient of its input, channels last and flat,
+    over its largest, and at the end the norm n of all parameters' gradients as n / (1 + n)."""
+
+    def __init__(self, module, outputs):
+        super().__init__()
+        self.module, self.outputs = module, outputs
+
+    def forward(self, **inputs):
+        (name, x), *_ = inputs.items()
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            self.module.zero_grad()
+            sum(y.square().sum() for y in self.outputs(self.module, name, x)).backward()
+        dx = x.grad.permute(0, 2, 3, 1) if x.ndim == 4 else x.grad
+        norm = torch.sqrt(sum(p.grad.square().sum() for p in self.module.parameters() if p.grad is not None))
+        return torch.cat([dx.flatten() / dx.abs().max(), (norm / (1 + norm))[None]])
+
+    def state_dict(self, *args, **kwargs):
+        return self.module.state_dict(*args, **kwargs)
+
+
+def mit(sizes: dict):
+    """SegformerModel, every stage."""
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(hidden_sizes=sizes["dims"], depths=sizes["depths"], drop_path_rate=0.0)
+    stages = lambda module, name, x: module(**{name: x}, output_hidden_states=True).hidden_states
+    shape = (sizes["batch"], 3, sizes["height"], sizes["width"])
+    return Gradients(SegformerModel(config).eval(), stages), {"pixel_values": shape}, lambda out: out
+
+
+def mit_block(sizes: dict):
+    """The first block of SegformerModel's first stage."""
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(hidden_sizes=[sizes["dim"], 64, 160, 256], drop_path_rate=0.0)
+    block = SegformerModel(config).eval().stages[0].blocks[0]
+
+    def outputs(module, name, x):
+        y = module(x, sizes["height"], sizes["width"])
+        return [y[0] if isinstance(y, tuple) else y]
+
+    shape = (sizes["batch"], sizes["height"] * sizes["width"], sizes["dim"])
+    return Gradients(block, outputs), {"hidden_states": shape}, lambda out: out
+
+
+WORKLOADS = {"sam_vit_b": sam_encoder, "mit_b0_gradients": mit, "mit_b0_block_gradients": mit_block}
+
+
+def main():
+    name, sizes, folder = sys.argv[1], json.loads(sys.argv[2]), pathlib.Path(sys.argv[3])
+    torch.manual_seed(0)
+    module, shapes, chosen = WORKLOADS[name](sizes)
+    module.eval()
+    inputs = {key: torch.randn(shape) for key, shape in shapes.items()}
+    with torch.no_grad():
+        output = chosen(module(**inputs))
+        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "weights.safetensors")
+        np.savez(folder / "arrays.npz", out=output.numpy(), **{key: value.numpy() for key, value in inputs.items()})
+        print("ready", flush=True)
+        for line in sys.stdin:
+            times = []
+            for _ in range(int(line)):
+                start = time.perf_counter()
+                module(**inputs)
+                times.append((time.perf_counter() - start) * 1e3)
+            print(json.dumps(times), flush=True)
+
+
+if __name__ == "__main__":
+    main()
