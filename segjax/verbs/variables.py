@@ -67,7 +67,8 @@ def initial(stage: build.Stage, space: label_spaces.LabelSpace, start: pathlib.P
     """The variables that a stage starts from, or None for fresh ones.
 
     start: weights of an earlier stage, else the config's `model.weights`. space: what the stage trains for. A file with another label
-    space has its classifier rows chosen by name (`label_spaces.mapping`); `model.classifier="fresh"` draws the classifier anew.
+    space has its classifier rows chosen by name (`label_spaces.mapping`); `model.classifier="fresh"` draws the classifier anew, and
+    whole parts that the file lacks (a head over an ImageNet backbone; parts are what stands first in a path, `backbone`, `decode_head`).
     WeightsError: missing or misfitting file. ConfigError: a class has no counterpart in the file's label space.
     """
     spec, where = stage.spec["model"], f"config.stages.{stage.name}.model"
@@ -119,9 +120,14 @@ def export(path: pathlib.Path, variables: Variables, *, space: str, metadata: Ma
 
 
 def _with_fresh_classifier(path: pathlib.Path, stage: build.Stage) -> Variables:
+    """The file's variables, with the classifier drawn anew, and so every part of the network that the file has nothing of: a head, say."""
     drawn = jax.jit(lambda key: stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False))(jax.random.key(stage.seed))
     drawn = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
-    return engine.load_variables(path, jax.device_get(drawn), skip=[f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)])
+    part = lambda name: "/".join(name.split("/")[:2])
+    there = {part(name) for name in safetensors_io.read(path)[0]}
+    absent = {part(name) for name in safetensors_io.flatten(drawn)} - there
+    skip = [f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)] + [f"^{re.escape(name)}/" for name in sorted(absent)]
+    return engine.load_variables(path, jax.device_get(drawn), skip=skip)
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> Any:
