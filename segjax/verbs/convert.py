@@ -53,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output={args.output} is the input: choose another name")
     arrays, metadata, report = _import(args) if args.to == "segjax" else _export(args, as_folder)
     config = report.pop("config", None)
-    file = output / networks.public_layout(args.to, "--to").file if as_folder else output
+    public = networks.public_layout(args.to, "--to") if as_folder else None
+    file = output / public.file if public else output
     safetensors_io.write(file, arrays, metadata)
-    if config is not None:
-        (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if public and config is not None:
+        (output / public.config_file).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     report = {"source": pathlib.Path(args.input).name, "sha256": networks.hashes(args.input), **report}
     numbers = int(sum(np.size(value) for value in arrays.values()))
     report |= {"output_tensors": len(arrays), "output_numbers": numbers, "output_sha256": safetensors_io.sha256(file)}

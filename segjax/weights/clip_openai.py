@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segjax.errors import WeightsError
-from segjax.weights import clip_sizes
+from segjax.weights import clip_openai_config, clip_sizes
 from segjax.weights.clip_openai_rules import CUSTOM_TEXT, PLAIN, SCALARS, VISION, Layout
 from segjax.weights.engine import Public
 
@@ -159,7 +159,14 @@ def _has(keys: Iterable[str]) -> tuple[bool, bool]:
 
 
 CLIP_OPENAI = Public(
-    "clip_openai", recognises=lambda keys: _has(keys) == (True, True), layout=_form, model=_model, forms=(PLAIN, CUSTOM_TEXT)
+    "clip_openai",
+    recognises=lambda keys: _has(keys) == (True, True),
+    layout=_form,
+    model=_model,
+    config=clip_openai_config.config,
+    file="open_clip_model.safetensors",
+    config_file=clip_openai_config.FILE,
+    forms=(PLAIN, CUSTOM_TEXT),
 )
 CLIP_OPENAI_VISION = Public(
     "clip_openai_vision", recognises=lambda keys: _has(keys) == (True, False), layout=lambda keys: VISION, model=_vision_model

@@ -119,9 +119,9 @@ class Public:
     recognises: source keys -> is it this one? layout: keys (the source's, or flat segjax paths on the way back) -> its form.
     model: (source arrays, the layout's own config.json or {}) -> the network that they describe, `{"make": ..., **kwargs}`; WeightsError
         where they describe none.
-    config: the network (`model`'s answer, as a segjax file keeps it) -> the config.json of a hub's folder, for layouts whose public code
+    config: the network (`model`'s answer, as a segjax file keeps it) -> the config of a hub's folder, for layouts whose public code
         reads one. WeightsError: the public code has no such network.
-    file: what that folder calls the weights.
+    file, config_file: what that folder calls the weights and the config.
     forms: the forms that `layout` chooses among where segjax paths alone cannot tell them apart on the way back; the name of the one that
         was read is kept in the file.
     """
@@ -133,6 +133,7 @@ class Public:
     reversible: bool = True
     config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     file: str = "model.safetensors"
+    config_file: str = "config.json"
     forms: tuple[Layout, ...] = ()
 
 

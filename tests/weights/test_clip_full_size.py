@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from segjax import cli
+from segjax.errors import WeightsError
 from segjax.verbs import build, networks, variables
 from segjax.weights import engine, layouts, safetensors_io
 from segjax.weights.clip_hf import CLIP_HF, CLIP_TEXT_HF
@@ -179,7 +180,35 @@ def test_positions_at_other_sizes_are_transformers(goldens):
     np.testing.assert_allclose(found["pooled"], there.pooler_output.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["openclip_vit", "openclip_rn/RN50.pt", "clip_hf_quickgelu"])
+def test_a_folder_of_open_clip_describes_the_same_network(goldens, tmp_path, name):
+    ours, place = tmp_path / "ours.safetensors", tmp_path / "open_clip"
+    assert cli.main(["convert", f"--input={goldens / name}", f"--output={ours}"]) == 0
+    assert cli.main(["convert", f"--input={ours}", "--to=clip_openai", f"--output={place}/"]) == 0
+    assert {file.name for file in place.iterdir()} == {"open_clip_model.safetensors", "open_clip_config.json", "source.json"}
+    before, after = networks.load(goldens / name), networks.load(place)
+    assert after.module == before.module
+    flat = safetensors_io.flatten(after.variables)
+    assert all(np.array_equal(flat[path], x) for path, x in safetensors_io.flatten(before.variables).items())
+
+
+def test_open_clip_s_names_of_convnexts():
+    stand_ins = {key: np.broadcast_to(np.zeros((), np.int8), shape) for key, shape in FULL["convnext_large_d_320"].items()}
+    net = build.resolve(CLIP_OPENAI.model(stand_ins, {}), "shapes")
+    config = CLIP_OPENAI.config({**net.described(), "mean": net.mean, "std": net.std})
+    vision = config["model_cfg"]["vision_cfg"]
+    assert (vision["timm_model_name"], vision["timm_proj"], config["model_cfg"]["quick_gelu"]) == ("convnext_large", "mlp", False)
+    assert build.resolve(CLIP_OPENAI.model(stand_ins, config), "shapes") == net
+
+
 def test_towers_that_transformers_does_not_have_are_refused(goldens, tmp_path, capsys):
     assert cli.main(["convert", f"--input={goldens / 'openclip_convnext'}", f"--output={tmp_path / 'a.safetensors'}"]) == 0
     assert cli.main(["convert", f"--input={tmp_path / 'a.safetensors'}", "--to=clip_hf", f"--output={tmp_path / 'hf'}/"]) == 4
-    assert "segjax: " in capsys.readouterr().err
+    assert "does not fit the network under layout clip_hf: parameters without a source" in capsys.readouterr().err
+    assert cli.main(["convert", f"--input={tmp_path / 'a.safetensors'}", "--to=clip_openai", f"--output={tmp_path / 'oc'}/"]) == 4
+    assert "timm has no name for it" in capsys.readouterr().err
+    net = networks.load(goldens / "openclip_rn" / "RN50.pt").module
+    with pytest.raises(WeightsError, match="transformers has only the vision transformer"):
+        CLIP_HF.config(net.described())
+    with pytest.raises(WeightsError, match="open_clip has one for both"):
+        CLIP_OPENAI.config({**net.described(), "vision_activation": "gelu"})
