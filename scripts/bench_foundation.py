@@ -161,7 +161,7 @@ def case(name: str, sizes: dict, args) -> dict:
     peer.end()
     ms = {side: statistics.median(values) for side, values in times.items()}
     return {
-        "case": f"{name} forward float32",
+        "case": f"{name}{'' if name.endswith('gradients') else ' forward'} float32",
         "sizes": sizes,
         "median_ms": ms,
         "times_torch": round(ms["segjax"] / ms["torch"], 3),
