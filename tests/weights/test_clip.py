@@ -236,6 +236,17 @@ def test_the_torchscript_archive_of_openai(golden, tmp_path):
     assert all(np.array_equal(flat[path], expected[path]) for path in expected)
 
 
+def test_a_folder_of_open_clip_with_a_pickle(golden, tmp_path):
+    torch, resnet = pytest.importorskip("torch"), golden(RESNET)
+    content = {key: torch.from_numpy(np.array(value)) for key, value in resnet.source.items() if key not in SCALARS}
+    torch.save(content, tmp_path / "open_clip_pytorch_model.bin")
+    net = resnet.net()
+    config = CLIP_OPENAI.config({**net.described(), "mean": (0.5, 0.5, 0.5), "std": net.std})
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    network = networks.load(tmp_path)
+    assert network.module == net.clone(mean=(0.5, 0.5, 0.5))
+
+
 def test_a_folder_with_both_kinds_of_config(golden, goldens, tmp_path):
     for name in ("open_clip_model.safetensors", "open_clip_config.json"):
         (tmp_path / name).write_bytes((goldens / VIT / name).read_bytes())

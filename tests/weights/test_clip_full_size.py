@@ -80,7 +80,7 @@ def _resnet(layers: tuple[int, ...], width: int, embed_dim: int) -> Shapes:
     return found | _linear("visual.attnpool.c_proj", embed_dim, into) | {"visual.attnpool.positional_embedding": (50, into)}
 
 
-def _convnext(depths: tuple[int, ...], dims: tuple[int, ...], embed_dim: int) -> Shapes:
+def _convnext(depths: tuple[int, ...], dims: tuple[int, ...], embed_dim: int, head: str = "mlp") -> Shapes:
     found: Shapes = {"visual.trunk.stem.0.weight": (dims[0], 3, 4, 4), "visual.trunk.stem.0.bias": (dims[0],)}
     found |= _affine("visual.trunk.stem.1", dims[0])
     for n, (depth, width) in enumerate(zip(depths, dims, strict=True)):
@@ -93,7 +93,10 @@ def _convnext(depths: tuple[int, ...], dims: tuple[int, ...], embed_dim: int) ->
             found |= {f"{here}.conv_dw.weight": (width, 1, 7, 7), f"{here}.conv_dw.bias": (width,), f"{here}.gamma": (width,)}
             found |= _affine(f"{here}.norm", width) | _linear(f"{here}.mlp.fc1", 4 * width, width)
             found |= _linear(f"{here}.mlp.fc2", width, 4 * width)
-    found |= _affine("visual.trunk.head.norm", dims[-1]) | _linear("visual.head.mlp.fc1", dims[-1], dims[-1])
+    found |= _affine("visual.trunk.head.norm", dims[-1])
+    if head == "linear":
+        return found | _linear("visual.head.proj", embed_dim, dims[-1], bias=False)
+    found |= _linear("visual.head.mlp.fc1", dims[-1], dims[-1])
     return found | _linear("visual.head.mlp.fc2", embed_dim, dims[-1], bias=False)
 
 
@@ -103,6 +106,7 @@ FULL = {
     "RN50": _resnet((3, 4, 6, 3), 64, 1024) | _text(12, 512, 1024),
     "RN101": _resnet((3, 4, 23, 3), 64, 512) | _text(12, 512, 512),
     "convnext_large_d_320": _convnext((3, 3, 27, 3), (192, 384, 768, 1536), 768) | _text(16, 768, 768),
+    "convnext_base_w": _convnext((3, 3, 27, 3), (128, 256, 512, 1024), 640, "linear") | _text(12, 640, 640),
 }
 
 
