@@ -47,7 +47,7 @@ class PlainViT(nn.Module):
                 f"image of {x.shape[1]}x{x.shape[2]}, patch {self.patch}, embed_dim {self.embed_dim} in {self.num_heads} heads: "
                 "expected a size that the patch divides and heads that divide the width: give num_heads"
             )
-        x = Conv(self.embed_dim, (self.patch,) * 2, self.patch, padding=0, dtype=self.dtype, name="patch_embed")(x)
+        x = Conv(self.embed_dim, (self.patch, self.patch), self.patch, padding=0, dtype=self.dtype, name="patch_embed")(x)
         stored = self.param("pos_embed", nn.initializers.zeros, (1, self.pos_grid**2 + 1, self.embed_dim))
         positions = stored[:, 1:].reshape(1, self.pos_grid, self.pos_grid, self.embed_dim)
         x = x + bicubic(positions, (x.shape[1], x.shape[2])).astype(self.dtype)

@@ -67,15 +67,14 @@ class Sam(nn.Module):
     def setup(self):
         self.image_encoder = self.make_encoder()
         self.prompt_encoder = PromptEncoder(self.features, self.mask_channels, self.dtype)
-        decoder = dict(depth=self.decoder_depth, num_heads=self.decoder_heads, mlp_dim=self.decoder_mlp_dim, epsilon=self.decoder_epsilon)
-        self.mask_decoder = MaskDecoder(**decoder, iou_hidden=self.iou_hidden, num_masks=self.num_masks, dtype=self.dtype)
+        sizes = (self.decoder_depth, self.decoder_heads, self.decoder_mlp_dim, self.iou_hidden, self.num_masks)
+        self.mask_decoder = MaskDecoder(*sizes, self.decoder_epsilon, dtype=self.dtype)
 
     @nn.nowrap
     def make_encoder(self) -> nn.Module:
         """The image encoder: the one thing in which MobileSAM differs."""
-        shape = dict(image_size=self.image_size, patch=self.patch, embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads)
-        windows = dict(mlp_dim=self.mlp_dim, global_blocks=tuple(self.global_blocks), window=self.window, unroll=self.unroll)
-        return ImageEncoder(**shape, **windows, out_channels=self.features, dtype=self.dtype)
+        sizes = (self.image_size, self.patch, self.embed_dim, self.depth, self.num_heads, self.mlp_dim, self.features)
+        return ImageEncoder(*sizes, tuple(self.global_blocks), self.window, self.unroll, self.dtype)
 
     def encode(self, image: Array, sizes: Array | None = None) -> Array:
         """RGB [B,H,W,3] in [0,1] -> features [B,H/16,W/16,C]. sizes [B,2]: height and width of each image within its padded frame."""

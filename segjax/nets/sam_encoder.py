@@ -30,12 +30,13 @@ class RelativeAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         qkv = Dense(3 * c, dtype=self.dtype, name="qkv")(x).reshape(b, h, w, 3, self.num_heads, c // self.num_heads)
-        relative = ()
+        query, key, value = (qkv[:, :, :, i] for i in range(3))
+        rows = columns = None
         if self.grid:
             shape = (2 * self.grid - 1, c // self.num_heads)
             tables = [self.param(name, nn.initializers.zeros, shape) for name in ("rel_pos_h", "rel_pos_w")]
-            relative = tuple(relative_vectors(table, size) for table, size in zip(tables, (h, w), strict=True))
-        y = relative_attention(*(qkv[:, :, :, i] for i in range(3)), *relative)
+            rows, columns = (relative_vectors(table, size) for table, size in zip(tables, (h, w), strict=True))
+        y = relative_attention(query, key, value, rows, columns)
         return Dense(c, dtype=self.dtype, name="proj")(y.reshape(b, h, w, c))
 
 
@@ -164,10 +165,10 @@ class ImageEncoder(nn.Module):
         if self.embed_dim % max(self.num_heads, 1) or not self.num_heads:
             raise ConfigError(f"embed_dim={self.embed_dim} does not divide into num_heads={self.num_heads}: set num_heads")
         grid = self.image_size // self.patch
-        x = Conv(self.embed_dim, (self.patch,) * 2, self.patch, padding=0, dtype=self.dtype, name="patch_embed")(x)
+        x = Conv(self.embed_dim, (self.patch, self.patch), self.patch, padding=0, dtype=self.dtype, name="patch_embed")(x)
         positions = self.param("pos_embed", nn.initializers.zeros, (1, grid, grid, self.embed_dim))
         x = x + bicubic(positions, (x.shape[1], x.shape[2])).astype(self.dtype)
-        shared = dict(window=self.window, grid=grid, unroll=self.unroll)
+        shared: dict[str, Any] = dict(window=self.window, grid=grid, unroll=self.unroll)
         block = (("num_heads", self.num_heads), ("mlp_dim", self.mlp_dim), ("dtype", self.dtype))
         for start, run, periods, closed in stretches(self.depth, self.global_blocks):
             x, _ = scanned(Period, periods)(run, closed, block=block, **shared, name=f"blocks_{start}_{run}")(x, None)

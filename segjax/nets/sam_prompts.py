@@ -25,10 +25,10 @@ class FourierPositions(nn.Module):
         return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1)
 
 
-def grid_centres(grid: tuple[int, int]) -> np.ndarray:
+def grid_centres(grid: tuple[int, int]) -> Array:
     """(x, y) of the centres of a grid's cells in 0..1, float32 [h,w,2]."""
     y, x = ((np.arange(size, dtype=np.float32) + 0.5) / size for size in grid)
-    return np.stack(np.broadcast_arrays(x[None, :], y[:, None]), -1)
+    return jnp.asarray(np.stack(np.broadcast_arrays(x[None, :], y[:, None]), -1))
 
 
 class MaskEmbedding(nn.Module):

@@ -1,5 +1,7 @@
 """TinyViT (Wu et al. 2022) as MobileSAM's image encoder: a stage of convolutions, then three of windowed attention, blocks scanned."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +28,11 @@ class ConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        shared = dict(stride=self.stride, padding=self.kernel_size // 2, use_bias=False, name="c")
+        shared: dict[str, Any] = dict(stride=self.stride, padding=self.kernel_size // 2, use_bias=False, name="c")
         if self.depthwise:
             x = DepthwiseConv(self.kernel_size, **shared)(x)
         else:
-            x = Conv(self.features, (self.kernel_size,) * 2, dtype=self.dtype, **shared)(x)
+            x = Conv(self.features, (self.kernel_size, self.kernel_size), dtype=self.dtype, **shared)(x)
         return BatchNorm(name="bn")(x, train)
 
 
@@ -81,7 +83,8 @@ class WindowAttention(nn.Module):
         y = LayerNorm(1e-5, name="norm")(x.reshape(b, tokens, c))
         qkv = Dense(3 * c, dtype=self.dtype, name="qkv")(y).reshape(b, tokens, self.num_heads, 3, c // self.num_heads)
         biases = self.param("attention_biases", nn.initializers.zeros, (self.num_heads, tokens))
-        y = attention_with_bias(*(qkv[:, :, :, i] for i in range(3)), biases[:, offset_index(self.window)])
+        query, key, value = (qkv[:, :, :, i] for i in range(3))
+        y = attention_with_bias(query, key, value, biases[:, offset_index(self.window)])
         return Dense(c, dtype=self.dtype, name="proj")(y.reshape(b, self.window, self.window, c))
 
 

@@ -38,8 +38,8 @@ class Attention(nn.Module):
         elif key.shape[1] < groups:  # one image's keys: all prompts' queries are one long row
             mixed = attention(query.reshape(b, -1, *query.shape[3:]), key[:, 0], value[:, 0])
         else:
-            folded = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-            mixed = attention(*folded, mask=None if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1]))
+            query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+            mixed = attention(query, key, value, mask=None if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1]))
         return Dense(features, dtype=self.dtype, name="out_proj")(mixed.reshape(b, groups, n, self.internal))
 
 

@@ -1,5 +1,7 @@
 """Attention of an image's tokens to each other with decomposed relative positions; the bias of all pairs is never stored."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,12 +42,12 @@ def relative_attention(
     """
     arguments = query, key, value, rows, columns
     if block is None and query.shape[1] * query.shape[2] > AT_ONCE:
-        form = lambda block: lambda *arguments: _in_blocks(*arguments, block)
+        form = lambda block: functools.partial(_in_blocks, block=block)
         return lax.platform_dependent(*arguments, cpu=form(BLOCK_CPU), default=form(BLOCK))
-    return _in_blocks(*arguments, AT_ONCE if block is None else block)
+    return _in_blocks(*arguments, block=AT_ONCE if block is None else block)
 
 
-def _in_blocks(query: Array, key: Array, value: Array, rows: Array | None, columns: Array | None, block: int) -> Array:
+def _in_blocks(query: Array, key: Array, value: Array, rows: Array | None, columns: Array | None, *, block: int) -> Array:
     b, h, w, n, d = query.shape
     query, key, value = (x.transpose(0, 3, 1, 2, 4) for x in (query, key, value))
     terms = [query * jnp.asarray(d**-0.5, query.dtype)]

@@ -124,7 +124,7 @@ def _in_crop(segmenter: Segmenter, view, number: int, crop, size: tuple[int, int
 def _cut_off(boxes: np.ndarray, crop: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
     """Which boxes [N,4] touch an edge of their crop that is no edge of the image."""
     whole = np.array([0, 0, size[1], size[0]])
-    return ((np.abs(boxes - np.array(crop)) <= _EDGE) & ~(np.abs(boxes - whole) <= _EDGE)).any(1)
+    return np.any((np.abs(boxes - np.array(crop)) <= _EDGE) & ~(np.abs(boxes - whole) <= _EDGE), axis=1)
 
 
 def _nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -157,7 +157,7 @@ def without_small_regions(mask: np.ndarray, area: int) -> tuple[np.ndarray, bool
     """
     before = mask
     for value in (False, True):
-        regions, count = ndimage.label(mask == value, np.ones((3, 3)))
+        regions, count = ndimage.label(mask == value, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]  # its stub
         sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
         small = np.flatnonzero(sizes < area) + 1
         if value and len(small) == count and count:

@@ -24,7 +24,7 @@ LAYOUT = Layout(
         *sam_tables.decoder(
             "norm{1}",
             "norm_final_attn",
-            tuple(f"final_output_upscaling_layers.{n}" for n in ("0.0", "0.1", "1.0")),
+            ("final_output_upscaling_layers.0.0", "final_output_upscaling_layers.0.1", "final_output_upscaling_layers.1.0"),
             ("layers.0.0", "layers.1.0", "fc"),
             ("layers.0.0", "fc"),
         ),

@@ -26,7 +26,7 @@ def original_prompts() -> tuple[Rule, ...]:
 
 def original_decoder() -> tuple[Rule, ...]:
     """The mask decoder as the original files name it (MobileSAM's too)."""
-    upscale = tuple(f"output_upscaling.{n}" for n in (0, 1, 3))
+    upscale = ("output_upscaling.0", "output_upscaling.1", "output_upscaling.3")
     return tables.decoder("norm{1}", "norm_final_attn", upscale, ("layers.0", "layers.1", "layers.2"), ("lin1", "lin2"))
 
 

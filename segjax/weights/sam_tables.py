@@ -77,7 +77,8 @@ def vit(encoder: str, block: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
     closing = lambda i, groups: int(groups[0]) + i * (int(groups[1]) + 1) + int(groups[1])
     at = f"{encoder}.{block}.{{i}}"
     rules = []
-    for kind, stack in (("windowed", {"number": windowed, "levels": 2}), ("global", {"number": closing})):
+    stacks: dict[str, dict[str, Any]] = {"windowed": {"number": windowed, "levels": 2}, "global": {"number": closing}}
+    for kind, stack in stacks.items():
         rules += norm(f"{ours}{kind}/norm(\\d)", f"{at}.{names['norm']}{{2}}", **stack)
         rules += dense(f"{ours}{kind}/(attn|mlp)/(qkv|proj|lin1|lin2)", f"{at}.{{2}}.{{3}}", **stack)
         rules.append(Rule(f"params/{ours}{kind}/attn/(rel_pos_[hw])", f"{at}.attn.{{2}}", **stack))
