@@ -73,4 +73,4 @@ def run(
         return state, state[0] if trajectory else None
 
     state, path = lax.scan(body, sampler.start(start * np.float32(sampler.first_sigma)), jnp.arange(len(sampler.timesteps)))
-    return path if trajectory else state[0]
+    return state[0] if path is None else path

@@ -19,7 +19,6 @@ import numpy as np
 
 from segjax.errors import ConfigError, Preempted, WeightsError
 from segjax.generation import diffusion, directory, prompts, schedulers, tokens
-from segjax.runtime import compile as compiler
 from segjax.runtime.log import say
 from segjax.runtime.mesh import make_mesh, replicated
 from segjax.runtime.preemption import Preemption
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         dispatches = math.ceil(len(units) / jax.process_count() / job.at_once)
         with Preemption() as preemption, progress("generate", sum(len(_images(u, args.unit, count)) for u in mine)) as advance:
             save = lambda unit, images: _save(output, unit, images, count, row, advance)
-            stopped = _work(mine, dispatches, job.start(texts), job.at_once, save, preemption)
+            stopped = generated.work(mine, dispatches, job.start(texts), job.at_once, save, preemption) if dispatches else None
     finally:
         startup.barrier("generate: written")
         total = output.join() if jax.process_index() == 0 else 0
@@ -92,14 +91,15 @@ def _job(args: argparse.Namespace) -> _Job:
         raise ConfigError(f"--guidance={args.guidance}: expected a number, e.g. 7.5")
     mesh = make_mesh(args.devices, devices=jax.local_devices())
     platform = mesh.devices.flat[0].platform
-    dtype = build.compute_dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(args.dtype, args.dtype), "--dtype")
+    name = args.dtype if args.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
+    dtype = build.compute_dtype(name, "--dtype")
     model = directory.read(args.model, variant=args.variant, dtype=dtype)
     size = parse_size(args.size) or model.size
     if any(side % model.vae.module.stride for side in size):
         raise ConfigError(f"--size={size[0]}x{size[1]}: expected multiples of {model.vae.module.stride}")
-    name = args.sampler or schedulers.name_of(model.scheduler)
-    sampler = schedulers.make(model.scheduler, args.steps, name)
-    settings = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "sampler": name, "width": size[0], "height": size[1]}
+    solver = args.sampler or schedulers.name_of(model.scheduler)
+    sampler = schedulers.make(model.scheduler, args.steps, solver)
+    settings = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "sampler": solver, "width": size[0], "height": size[1]}
     settings |= {"negative_prompt": args.negative, "dtype": dtype.name, "unit": args.unit, "platform": platform}
     settings["weights_sha256"] = model.sha256()
     capacity = math.ceil((args.batch or 1) / (mesh.size * args.unit))
@@ -123,25 +123,6 @@ def _ids(model: directory.StableDiffusion, texts: list[str]) -> np.ndarray:
             f"{model.tokenizer}: gives the id {ids.max()}, the text encoder knows {text.vocab_size}: another model's tokenizer"
         )
     return ids
-
-
-def _work(units: list[int], dispatches: int, start, at_once: int, save, preemption: Preemption) -> str | None:
-    """Dispatches ahead of writing by one; the signal that stopped it, or None. Every process asks as often, so all stop together."""
-    waiting: tuple[list[int], Callable[[], np.ndarray]] | None = None
-    stopped = None
-    for n in range(dispatches):
-        stopped = preemption.requested(n)
-        if stopped:
-            break
-        part = units[n * at_once : (n + 1) * at_once]
-        with compiler.out_of_memory_told():
-            ahead = (part, start(part)) if part else None
-            if waiting:
-                save(waiting[0], waiting[1]())
-        waiting = ahead
-    if waiting:
-        save(waiting[0], waiting[1]())
-    return stopped
 
 
 def _save(output: generated.Generated, units: list[int], images: np.ndarray, count: int, row, advance) -> None:

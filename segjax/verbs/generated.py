@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from segjax.errors import ConfigError, SegjaxError
+from segjax.runtime import compile as compiler
+from segjax.runtime.preemption import Preemption
 from segjax.verbs import folder, startup
 from segjax.weights import safetensors_io
 
@@ -93,6 +95,35 @@ class Generated:
             except (ValueError, KeyError, TypeError):
                 continue
         return rows
+
+
+def work(
+    units: Sequence[int],
+    dispatches: int,
+    start: Callable[[Sequence[int]], Callable[[], np.ndarray]],
+    at_once: int,
+    save: Callable[[Sequence[int], np.ndarray], None],
+    preemption: Preemption,
+) -> str | None:
+    """Dispatches units, `at_once` of them at a time, one dispatch ahead of writing; returns the signal that stopped it, or None.
+
+    start: unit numbers -> what fetches their images. Every process asks for a signal equally often, so that all stop together.
+    """
+    waiting: tuple[Sequence[int], Callable[[], np.ndarray]] | None = None
+    stopped = None
+    for n in range(dispatches):
+        stopped = preemption.requested(n)
+        if stopped:
+            break
+        part = units[n * at_once : (n + 1) * at_once]
+        with compiler.out_of_memory_told():
+            ahead = (part, start(part)) if part else None
+            if waiting:
+                save(waiting[0], waiting[1]())
+        waiting = ahead
+    if waiting:
+        save(waiting[0], waiting[1]())
+    return stopped
 
 
 def digest(value: Any) -> str:
