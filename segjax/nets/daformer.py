@@ -79,7 +79,8 @@ class DAFormerHead(nn.Module):
         if self.fusion == "conv":
             x = FusedStages(self.channels, self.kernel_size, self.dtype, name="fuse_layer")(maps, train)
         elif self.fusion in ("sepaspp", "aspp"):
-            x = jnp.concatenate([bilinear(x, maps[0].shape[1:3]) for x in maps], -1)
+            size = maps[0].shape[1], maps[0].shape[2]
+            x = jnp.concatenate([bilinear(x, size) for x in maps], -1)
             x = ASPP(self.channels, self.fusion == "sepaspp", self.dilations, self.dtype, name="fuse_layer")(x, train)
         else:
             raise ConfigError(f"model.fusion={self.fusion!r}: expected sepaspp, aspp or conv")

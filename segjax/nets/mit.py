@@ -170,6 +170,6 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = dict(kernel_size=(self.patch,) * 2, stride=self.stride, padding=self.patch // 2)
+        shape: dict[str, Any] = dict(kernel_size=(self.patch,) * 2, stride=self.stride, padding=self.patch // 2)
         conv = Conv(self.features, **shape, kernel_init=_FAN_OUT, dtype=self.dtype, name="proj")
         return LayerNorm(self.epsilon, self.dtype, name="norm")(conv(x))

@@ -46,7 +46,7 @@ class StagesConv(nn.Module):
         channels = sum(x.shape[-1] for x in maps)
         init = nn.initializers.he_normal()
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, channels, self.features))
-        kernel, size = replicated(kernel.astype(self.dtype)), maps[0].shape[1:3]
+        kernel, size = replicated(kernel.astype(self.dtype)), (maps[0].shape[1], maps[0].shape[2])
         if self.kernel_size > 1:  # its zero border lies at full size
             return conv2d(jnp.concatenate([bilinear(x, size) for x in maps], -1), kernel)
         total, first = None, 0

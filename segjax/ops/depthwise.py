@@ -22,7 +22,7 @@ def depthwise_conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int 
 
     padding: torch's symmetric one by default, which keeps the size at stride 1 and odd kernels. Returns [B,h,w,C] of x's type.
     """
-    padding = same_padding(kernel.shape[:2], dilation) if padding is None else padding
+    padding = same_padding((kernel.shape[0], kernel.shape[1]), dilation) if padding is None else padding
     return _depthwise(x, kernel, stride, dilation, padding)
 
 

@@ -104,12 +104,12 @@ TABLE = {  # our module: (arrays, then a name for each style; {s} counts stages 
 
 def module(kind: str, ours: str, theirs: str | tuple[Any, ...]) -> Iterator[Rule]:
     """Rules of every array of one module. theirs: its name without the last dot, a tuple of names that are joined, or (name, share)."""
-    shared = isinstance(theirs, tuple) and not isinstance(theirs[1], str)
-    names = theirs[:1] if shared else theirs if isinstance(theirs, tuple) else (theirs,)
+    names: list[Any] = list(theirs) if isinstance(theirs, tuple) else [theirs]
+    share: Any = None if isinstance(names[-1], str) else names.pop()
+    join = -1 if len(names) > 1 else None
     for collection, our_name, their_name, transform in ARRAYS[kind]:
         keys = tuple(f"{name}{'' if name.endswith('_') else '.'}{their_name}" for name in names)
-        how = {"share": theirs[1]} if shared else {"join": -1} if len(keys) > 1 else {}
-        yield Rule(f"{collection}/{ours}/{our_name}", keys if len(keys) > 1 else keys[0], transform, **how)
+        yield Rule(f"{collection}/{ours}/{our_name}", keys[0] if join is None else keys, transform, join=join, share=share)
 
 
 def rules(style: str, ours: str, theirs: str) -> tuple[Rule, ...]:
