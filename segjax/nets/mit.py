@@ -43,7 +43,7 @@ class EfficientAttention(nn.Module):
         b, h, w, c = x.shape
         reduced = x
         if self.ratio > 1:
-            reduced = Conv(c, (self.ratio,) * 2, self.ratio, padding=0, kernel_init=_FAN_OUT, dtype=self.dtype, name="sr")(x)
+            reduced = Conv(c, (self.ratio, self.ratio), self.ratio, padding=0, kernel_init=_FAN_OUT, dtype=self.dtype, name="sr")(x)
             reduced = LayerNorm(self.epsilon, self.dtype, name="norm")(reduced)
         query = Dense(c, dtype=self.dtype, name="q")(x).reshape(b, h * w, self.heads, -1)
         both = Dense(2 * c, dtype=self.dtype, name="kv")(reduced).reshape(b, -1, 2, self.heads, c // self.heads)
