@@ -4,6 +4,7 @@ The separate query, key and value of a block lie side by side in the one `in_pro
 tell (heads, activation, end token, epsilon) from config.json, where an absent key means the default of transformers' config classes.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from segjax.weights import clip_config, clip_sizes
 from segjax.weights.engine import CONV, DENSE, IDENTITY, Layout, Public, Rule
 
-_BUFFERS = (r"(.*\.)?embeddings\.position_ids",)  # 0, 1, 2, ...: written until transformers 4.30
+_BUFFERS = (r"(.*\.)?embeddings\.position_ids",)
 _OTHER_TOWER = (r"text_model\..*", r"text_projection\.weight", "logit_scale")
 
 
@@ -63,6 +64,19 @@ TEXT_BARE = Layout("clip_text_hf_bare", _text("", ""), _BUFFERS)
 """As transformers 5 saves a CLIPTextModel alone: no `text_model.` before its keys."""
 VISION = Layout("clip_vision_hf", _vision("", "vision_model."), (*_BUFFERS, *_OTHER_TOWER))
 VISION_BARE = Layout("clip_vision_hf_bare", _vision("", ""), _BUFFERS)
+
+
+def _position_ids(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The buffers 0, 1, 2, ... beside every table of positions, which transformers wrote until 4.30."""
+    tables = {key.replace("position_embedding.weight", "position_ids"): x for key, x in arrays.items() if "position_embedding" in key}
+    return {key: np.arange(len(table), dtype=np.int64)[None] for key, table in tables.items()}
+
+
+def _with_ids(layout: Layout) -> Layout:
+    return dataclasses.replace(layout, name=f"{layout.name}_ids", derived=_position_ids)
+
+
+BOTH_IDS, TEXT_IDS, VISION_IDS = _with_ids(BOTH), _with_ids(TEXT), _with_ids(VISION)
 
 
 def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -128,11 +142,19 @@ def _vision_model(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
 
 
 def _text_form(keys: Iterable[str]) -> Layout:
-    return TEXT_BARE if "embeddings.token_embedding.weight" in keys else TEXT
+    if "embeddings.token_embedding.weight" in keys:
+        return TEXT_BARE
+    return TEXT_IDS if "text_model.embeddings.position_ids" in keys else TEXT
 
 
 def _vision_form(keys: Iterable[str]) -> Layout:
-    return VISION_BARE if "embeddings.class_embedding" in keys else VISION
+    if "embeddings.class_embedding" in keys:
+        return VISION_BARE
+    return VISION_IDS if "vision_model.embeddings.position_ids" in keys else VISION
+
+
+def _form(keys: Iterable[str]) -> Layout:
+    return BOTH_IDS if "text_model.embeddings.position_ids" in keys else BOTH
 
 
 def _towers(keys: Iterable[str]) -> set[str]:
@@ -149,9 +171,10 @@ def _towers(keys: Iterable[str]) -> set[str]:
 CLIP_HF = Public(
     "clip_hf",
     recognises=lambda keys: _towers(keys) == {"text", "vision"},
-    layout=lambda keys: BOTH,
+    layout=_form,
     model=_model,
     config=clip_config.both,
+    forms=(BOTH, BOTH_IDS),
 )
 CLIP_TEXT_HF = Public(
     "clip_text_hf",
@@ -159,7 +182,7 @@ CLIP_TEXT_HF = Public(
     layout=_text_form,
     model=_text_model,
     config=clip_config.text_model,
-    forms=(TEXT, TEXT_BARE),
+    forms=(TEXT, TEXT_IDS, TEXT_BARE),
 )
 CLIP_VISION_HF = Public(
     "clip_vision_hf",
@@ -167,6 +190,6 @@ CLIP_VISION_HF = Public(
     layout=_vision_form,
     model=_vision_model,
     config=clip_config.vision_model,
-    forms=(VISION, VISION_BARE),
+    forms=(VISION, VISION_IDS, VISION_BARE),
 )
 """Named for a whole CLIPModel's file (`--layout=clip_vision_hf`), it takes the vision tower and leaves the text."""

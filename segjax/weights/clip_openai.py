@@ -12,7 +12,7 @@ import numpy as np
 
 from segjax.errors import WeightsError
 from segjax.weights import clip_openai_config, clip_sizes
-from segjax.weights.clip_openai_rules import CUSTOM_TEXT, PLAIN, SCALARS, VISION, Layout
+from segjax.weights.clip_openai_rules import CUSTOM_TEXT, PLAIN, SCALARS, VISION, WITH_SIZES, Layout
 from segjax.weights.engine import Public
 
 _OFF = (
@@ -35,7 +35,9 @@ _TIMM_EPSILON: dict[tuple[int, ...], float] = {
 
 
 def _form(keys: Iterable[str]) -> Layout:
-    return CUSTOM_TEXT if "text.token_embedding.weight" in keys else PLAIN
+    if "text.token_embedding.weight" in keys:
+        return CUSTOM_TEXT
+    return WITH_SIZES if all(name in keys for name in SCALARS) else PLAIN
 
 
 def _settings(config: Mapping[str, Any], layout: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -166,7 +168,7 @@ CLIP_OPENAI = Public(
     config=clip_openai_config.config,
     file="open_clip_model.safetensors",
     config_file=clip_openai_config.FILE,
-    forms=(PLAIN, CUSTOM_TEXT),
+    forms=(PLAIN, WITH_SIZES, CUSTOM_TEXT),
 )
 CLIP_OPENAI_VISION = Public(
     "clip_openai_vision", recognises=lambda keys: _has(keys) == (True, False), layout=lambda keys: VISION, model=_vision_model

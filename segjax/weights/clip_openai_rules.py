@@ -1,5 +1,11 @@
 """Names of CLIP's parameters in OpenAI's files and open_clip's: ViT, ResNet and ConvNeXt towers, and the text tower."""
 
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
 from segjax.weights.engine import CONV, DENSE, IDENTITY, Layout, Rule
 
 SCALARS = ("input_resolution", "context_length", "vocab_size")
@@ -92,7 +98,19 @@ def _vision(ours: str) -> tuple[Rule, ...]:
     return (*_vit(ours), *_resnet(ours), *_convnext(ours))
 
 
+def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """OpenAI's three scalars, int64; of the image size what the grid of positions says."""
+    pooled = arrays.get("visual.attnpool.positional_embedding")
+    positions, stride = (
+        (pooled, 32) if pooled is not None else (arrays["visual.positional_embedding"], arrays["visual.conv1.weight"].shape[-1])
+    )
+    sizes = (math.isqrt(len(positions) - 1) * stride, len(arrays["positional_embedding"]), len(arrays["token_embedding.weight"]))
+    return {name: np.array(size, np.int64) for name, size in zip(SCALARS, sizes, strict=True)}
+
+
 PLAIN = Layout("clip_openai", (*_text(""), *_vision("visual/")), _IGNORED)
+WITH_SIZES = dataclasses.replace(PLAIN, name="clip_openai_sizes", derived=_sizes)
+"""As OpenAI saves them: by the scalars a file without a config is known as one of its own, with quick GELU."""
 CUSTOM_TEXT = Layout("clip_openai_text", (*_text("text."), *_vision("visual/")), _IGNORED)
 """open_clip's CustomTextCLIP: `text.` before the text tower's keys."""
 VISION = Layout("clip_openai_vision", _vision(""), (*_IGNORED, *_TEXT_KEYS))

@@ -105,11 +105,15 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One form of a public layout: its rules, first match wins, and the source keys that mean nothing here (regular expressions)."""
+    """One form of a public layout: its rules, first match wins, and the source keys that mean nothing here (regular expressions).
+
+    derived: the written arrays -> further ones that follow from their shapes, for files that hold such (position numbers, sizes).
+    """
 
     name: str
     rules: tuple[Rule, ...]
     ignore: tuple[str, ...] = ()
+    derived: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +230,7 @@ def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables
             result.update({twin: result[keys[0]] for twin in twins})
     result.update({key: _whole(key, parts, without) for key, parts in shares.items()})
     _complain(name, layout.name, [], without, [])
-    return result
+    return result | (layout.derived(result) if layout.derived else {})
 
 
 def _whole(key: str, parts: Mapping[tuple[int, int, int], np.ndarray], without: list[str]) -> np.ndarray:
