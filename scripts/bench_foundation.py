@@ -29,28 +29,48 @@ import numpy as np  # noqa: E402
 
 from segjax.nets.mit import Block, MixTransformer  # noqa: E402
 from segjax.nets.sam_encoder import ImageEncoder  # noqa: E402
+from segjax.verbs import networks  # noqa: E402
 from segjax.weights import engine, mit, safetensors_io, sam  # noqa: E402
 
 
 class Workload(NamedTuple):
-    """sizes: defaults of what --set may change. prepare: (sizes, the peer's weights, its inputs) -> (function of the arguments, arguments),
-    whose result is compared with the peer's `out` after `turned`."""
+    """sizes: defaults of what --set may change. prepare: (sizes, the peer's weights file, its inputs) -> (function of the arguments,
+    arguments), whose result is compared with the peer's `out` after `turned`."""
 
     sizes: dict[str, Any]
-    prepare: Callable[[dict, dict, dict], tuple[Callable, tuple]]
+    prepare: Callable[[dict, pathlib.Path, dict], tuple[Callable, tuple]]
     turned: Callable[[np.ndarray], np.ndarray]
 
 
-def sam_encoder(sizes: dict, weights: dict, inputs: dict) -> tuple[Callable, tuple]:
+def sam_encoder(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable, tuple]:
     """SAM's image encoder, without the decoder."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items() if key != "batch"}
     net = ImageEncoder(**fields)
     image = np.ascontiguousarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
     shapes = jax.eval_shape(net.init, jax.random.key(0), image)
     like = safetensors_io.flatten({"params": {"image_encoder": shapes["params"]}})
-    flat = engine.to_segjax(weights, sam.BOTH, like, name="SamVisionModel")
+    flat = engine.to_segjax(_tensors(file), sam.BOTH, like, name="SamVisionModel")
     variables = {"params": safetensors_io.unflatten(flat)["params"]["image_encoder"]}
     return net.apply, (variables, image)
+
+
+def clip_vision(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable, tuple]:
+    """CLIP's vision tower, to the pooled vector."""
+    network = networks.load(file)
+    image = np.ascontiguousarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
+    return lambda variables, x: network.module.apply(variables, x)["pooled"], (network.variables, image)
+
+
+def unet(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable, tuple]:
+    """Stable Diffusion's UNet, cut to its first levels by `widths`."""
+    network = networks.load(file)
+    x = np.ascontiguousarray(inputs["sample"].transpose(0, 2, 3, 1))
+    time_step = np.full((x.shape[0],), sizes["timestep"], np.int32)
+    return network.module.apply, (network.variables, x, time_step, inputs["encoder_hidden_states"])
+
+
+def _tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    return safetensors_io.read(file)[0]
 
 
 VIT_B = {
@@ -65,23 +85,24 @@ VIT_B = {
 }
 
 
-def mit_gradients(sizes: dict, weights: dict, inputs: dict) -> tuple[Callable, tuple]:
+def mit_gradients(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable, tuple]:
     """A whole MiT, forward and backward from the sum of the squares of its stages; see the peer for what it gives."""
     net = MixTransformer(**{key: tuple(sizes[key]) for key in ("dims", "depths")}, block_epsilon=1e-5, drop_path=0.0)
     image = np.ascontiguousarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
     like = safetensors_io.flatten({"params": jax.eval_shape(net.init, jax.random.key(0), image)["params"]})
+    weights = _tensors(file)
     flat = engine.to_segjax(weights, mit.MIT_HF.layout(weights), like, name="SegformerModel")
     loss = lambda variables, x: sum(jnp.square(stage).sum() for stage in net.apply(variables, x))
     return _gradients(loss), (safetensors_io.unflatten(flat), image)
 
 
-def mit_block_gradients(sizes: dict, weights: dict, inputs: dict) -> tuple[Callable, tuple]:
+def mit_block_gradients(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable, tuple]:
     """The first block of stage 1 by itself, forward and backward."""
     net, tokens = Block(1, 8, 4 * sizes["dim"], 1e-5, 1e-5), inputs["hidden_states"]
     x = tokens.reshape(tokens.shape[0], sizes["height"], sizes["width"], sizes["dim"])
     shapes = jax.eval_shape(lambda key, x: net.init(key, x, 0.0), jax.random.key(0), x)["params"]
     stacked = lambda tree: {k: stacked(v) if isinstance(v, dict) else jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in tree.items()}
-    weights = {f"stages.0.blocks.0.{key}": value for key, value in weights.items()}
+    weights = {f"stages.0.blocks.0.{key}": value for key, value in _tensors(file).items()}
     like = safetensors_io.flatten({"params": {"block1": stacked(shapes)}})
     layout = next(form for form in mit.HF_FORMS if form.name == "mit_hf_memory_bare")
     flat = engine.to_segjax(weights, layout, like, name="SegformerLayer")
@@ -102,7 +123,11 @@ def _gradients(loss: Callable) -> Callable:
 
 
 MIT_B0 = {"batch": 1, "height": 512, "width": 512, "dims": [32, 64, 160, 256], "depths": [2, 2, 2, 2]}
+CLIP_B16 = {"batch": 8, "image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12}
+UNET = {"batch": 2, "side": 64, "widths": [320, 640], "heads": 8, "context": 768, "tokens": 77, "timestep": 500}
 WORKLOADS = {
+    "clip_vit_b16": Workload(CLIP_B16, clip_vision, lambda out: out),
+    "sd15_unet_levels": Workload(UNET, unet, lambda out: out.transpose(0, 2, 3, 1)),
     "sam_vit_b": Workload(VIT_B, sam_encoder, lambda out: out.transpose(0, 2, 3, 1)),
     "mit_b0_gradients": Workload(MIT_B0, mit_gradients, lambda out: out),
     "mit_b0_block_gradients": Workload({"batch": 1, "height": 128, "width": 128, "dim": 32}, mit_block_gradients, lambda out: out),
@@ -140,9 +165,8 @@ def case(name: str, sizes: dict, args) -> dict:
     workload = WORKLOADS[name]
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(name, sizes, folder)
-        weights, _ = safetensors_io.read(pathlib.Path(folder) / "weights.safetensors")
         arrays = dict(np.load(pathlib.Path(folder) / "arrays.npz"))
-    function, arguments = workload.prepare(sizes, weights, arrays)
+        function, arguments = workload.prepare(sizes, pathlib.Path(folder) / "weights.safetensors", arrays)
     arguments = jax.device_put(arguments)
     begun = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()

@@ -1,9 +1,9 @@
 """The yardsticks of `scripts/bench_foundation.py`: Hugging Face's networks in torch, eager, in a process of their own.
 
-`python foundation_torch.py WORKLOAD SIZES_AS_JSON FOLDER` makes the network with random weights, writes its tensors (weights.safetensors),
-the inputs and its outputs (arrays.npz) into the folder and prints "ready"; then every line N on stdin runs N forward passes and answers
-with their milliseconds as a JSON list. A workload is a function sizes -> (module, shapes of its inputs by keyword, outputs -> the one that
-is compared).
+`python foundation_torch.py WORKLOAD SIZES_AS_JSON FOLDER` makes the network with random weights, writes its tensors (weights.safetensors,
+config.json), the inputs and its outputs (arrays.npz) into the folder and prints "ready"; then every line N on stdin runs N forward passes
+and answers with their milliseconds as a JSON list. A workload is a function sizes -> (module, shapes of its inputs by keyword, outputs ->
+the one that is compared).
 """
 
 import json
@@ -36,6 +36,56 @@ def sam_encoder(sizes: dict):
         if "rel_pos" in name or "pos_embed" in name:  # transformers starts them at zero
             torch.nn.init.normal_(parameter, std=0.02)
     return module, {"pixel_values": (sizes["batch"], 3, sizes["image_size"], sizes["image_size"])}, lambda out: out.last_hidden_state
+
+
+def clip_vision(sizes: dict):
+    """CLIPVisionModel."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=sizes["width"],
+        intermediate_size=4 * sizes["width"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        image_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+    )
+    return CLIPVisionModel(config), {"pixel_values": (sizes["batch"], 3, *[sizes["image_size"]] * 2)}, lambda out: out.pooler_output
+
+
+class Denoiser(torch.nn.Module):
+    """UNet2DConditionModel of Stable Diffusion 1.5's first levels at one time step."""
+
+    def __init__(self, sizes: dict):
+        super().__init__()
+        from diffusers import UNet2DConditionModel
+
+        count = len(sizes["widths"])
+        self.unet = UNet2DConditionModel(
+            sample_size=sizes["side"],
+            block_out_channels=sizes["widths"],
+            layers_per_block=2,
+            attention_head_dim=sizes["heads"],
+            cross_attention_dim=sizes["context"],
+            down_block_types=("CrossAttnDownBlock2D",) * count,
+            up_block_types=("CrossAttnUpBlock2D",) * count,
+        )
+        self.config, self.timestep = self.unet.config, sizes["timestep"]
+
+    def forward(self, **inputs):
+        return self.unet(timestep=self.timestep, **inputs)
+
+    def state_dict(self, *args, **kwargs):
+        return self.unet.state_dict(*args, **kwargs)
+
+
+def unet(sizes: dict):
+    """Two levels of SD 1.5's UNet with their transformers, and the middle."""
+    shapes = {
+        "sample": (sizes["batch"], 4, *[sizes["side"]] * 2),
+        "encoder_hidden_states": (sizes["batch"], sizes["tokens"], sizes["context"]),
+    }
+    return Denoiser(sizes), shapes, lambda out: out.sample
 
 
 class Gradients(torch.nn.Module):
@@ -85,7 +135,13 @@ def mit_block(sizes: dict):
     return Gradients(block, outputs), {"hidden_states": shape}, lambda out: out
 
 
-WORKLOADS = {"sam_vit_b": sam_encoder, "mit_b0_gradients": mit, "mit_b0_block_gradients": mit_block}
+WORKLOADS = {
+    "clip_vit_b16": clip_vision,
+    "sd15_unet_levels": unet,
+    "sam_vit_b": sam_encoder,
+    "mit_b0_gradients": mit,
+    "mit_b0_block_gradients": mit_block,
+}
 
 
 def main():
@@ -97,6 +153,9 @@ def main():
     with torch.no_grad():
         output = chosen(module(**inputs))
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "weights.safetensors")
+        if hasattr(module, "config"):
+            config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+            (folder / "config.json").write_text(json.dumps(config, default=str))
         np.savez(folder / "arrays.npz", out=output.numpy(), **{key: value.numpy() for key, value in inputs.items()})
         print("ready", flush=True)
         for line in sys.stdin:
