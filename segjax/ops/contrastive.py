@@ -5,6 +5,7 @@ sum beforehand), so the N x M similarities are made once and never kept. Where t
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def _positive_count(anchor_class, key_class, itself, num_classes) -> Array:
 def _sum(anchors, keys, anchor_class, key_class, itself, weight, positives, sharpness, form, block, num_classes):
     """Sum over anchors of weight x loss. Positives of "all" are linear in the keys: one sum a class, outside the blocks."""
     share = weight / jnp.maximum(positives, 1.0)
-    total = _blocks(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block)
+    total: Any = _blocks(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block)
     if form == "negatives":
         return total
     sums = _one_hot(key_class, num_classes).T @ keys
