@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import Conv, Dense, GroupNorm
+from segjax.nets.layers import Conv, Dense, GroupNorm, replicated
+from segjax.ops.conv import conv2d
 from segjax.ops.resize import nearest
 from segjax.typing import Array
 
@@ -61,6 +62,21 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int]) -> Array:
         return Conv(x.shape[-1], dtype=self.dtype, name="conv")(nearest(x, size))
+
+
+class FewChannels(Conv):
+    """The last 3x3 convolution, to 3 or 4 channels, computed with 8.
+
+    XLA's CPU products with an output side below 8 are cut up along the inner one by the number of threads, and the last bits with them.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        wide = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, max(0, 8 - self.features))))
+        y = conv2d(x.astype(self.dtype), replicated(wide.astype(self.dtype)))
+        return y[..., : self.features] + bias.astype(self.dtype)
 
 
 def timestep_embedding(timesteps: Array, features: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0) -> Array:
