@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import Conv, Dense, GroupNorm
+from segjax.nets.layers import Dense, GroupNorm
 from segjax.nets.unet_attention import Memory, Transformer, keys_values
-from segjax.nets.unet_layers import Downsample, FewChannels, Resnet, Upsample, rematerialised, runs, scanned, timestep_embedding
+from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, rematerialised, runs, scanned, timestep_embedding
 from segjax.typing import Array
 
 
@@ -184,7 +184,7 @@ class UNet(nn.Module):
             block = UpBlock(self.widths[level], count, heads, self.transformers[level], name=f"up_blocks_{n}", **scans)
             x = block(x, used, size, embedding, context, of(f"up_blocks_{n}"))
         x = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="conv_norm_out")(x))
-        return FewChannels(self.out_channels, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
 
     def keys_values(self, context: Array) -> Memory:
         """The text's keys and values for every layer, made once a prompt: `apply(variables, context, method="keys_values")`."""

@@ -12,10 +12,29 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import Conv, Dense, GroupNorm, replicated
-from segjax.ops.conv import conv2d
+from segjax.nets.layers import Dense, GroupNorm, replicated
+from segjax.ops.conv_products import steady_conv2d
 from segjax.ops.resize import nearest
 from segjax.typing import Array
+
+
+class Conv(nn.Module):
+    """`nets.layers.Conv`, over `steady_conv2d`: on a CPU an image's bits must not follow the number of devices or threads."""
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: int = 1
+    padding: int | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+        kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
+        y = steady_conv2d(x.astype(self.dtype), replicated(kernel.astype(self.dtype)), stride=self.stride, padding=padding)
+        return y + bias.astype(self.dtype)
 
 
 class Resnet(nn.Module):
@@ -62,21 +81,6 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int]) -> Array:
         return Conv(x.shape[-1], dtype=self.dtype, name="conv")(nearest(x, size))
-
-
-class FewChannels(Conv):
-    """The last 3x3 convolution, to 3 or 4 channels, computed with 8.
-
-    XLA's CPU products with an output side below 8 are cut up along the inner one by the number of threads, and the last bits with them.
-    """
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        wide = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, max(0, 8 - self.features))))
-        y = conv2d(x.astype(self.dtype), replicated(wide.astype(self.dtype)))
-        return y[..., : self.features] + bias.astype(self.dtype)
 
 
 def timestep_embedding(timesteps: Array, features: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0) -> Array:

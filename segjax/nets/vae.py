@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import Conv, GroupNorm
+from segjax.nets.layers import GroupNorm
 from segjax.nets.unet_attention import Attention
-from segjax.nets.unet_layers import Downsample, FewChannels, Resnet, Upsample, rematerialised, runs, scanned
+from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, rematerialised, runs, scanned
 from segjax.typing import Array
 
 EPSILON = 1e-6
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
             x = _Stack(width, self.layers, resample, self.groups, self.remat, self.unroll, self.dtype, name=f"down_blocks_{n}")(x)
         x = _Mid(self.groups, self.attends, self.dtype, name="mid_block")(x)
         x = nn.silu(GroupNorm(self.groups, EPSILON, self.dtype, name="conv_norm_out")(x))
-        return FewChannels(self.features, dtype=self.dtype, name="conv_out")(x)
+        return Conv(self.features, dtype=self.dtype, name="conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
             resample = "up" if n < len(self.widths) - 1 else ""
             x = _Stack(width, self.layers + 1, resample, self.groups, self.remat, self.unroll, self.dtype, name=f"up_blocks_{n}")(x)
         x = nn.silu(GroupNorm(self.groups, EPSILON, self.dtype, name="conv_norm_out")(x))
-        return FewChannels(self.features, dtype=self.dtype, name="conv_out")(x)
+        return Conv(self.features, dtype=self.dtype, name="conv_out")(x)
 
 
 class VAE(nn.Module):
