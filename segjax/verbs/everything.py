@@ -158,7 +158,7 @@ def without_small_regions(mask: np.ndarray, area: int) -> tuple[np.ndarray, bool
     before = mask
     for value in (False, True):
         regions, count = ndimage.label(mask == value, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]  # its stub
-        sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+        sizes = np.bincount(np.asarray(regions, np.intp).ravel(), minlength=count + 1)[1:]
         small = np.flatnonzero(sizes < area) + 1
         if value and len(small) == count and count:
             small = np.setdiff1d(small, [np.argmax(sizes) + 1])
