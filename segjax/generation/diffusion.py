@@ -8,8 +8,8 @@ the autoencoder's decoder, rounding. An image depends on prompt, seed and its ow
   it: each device works its units off in a loop of its own (`shard_map`), whose length is an argument of the program and not a constant.
   XLA's reductions over one batch do differ from those over another in the last bit; here no batch but the unit's ever reaches them.
 
-A GPU's compiler chooses among algorithms by timing them; `deterministic` forbids it that. A CPU's library cuts convolutions up by
-the number of threads; these networks have none there (`ops.conv_products`).
+A GPU's compiler chooses among algorithms by timing them; `deterministic` forbids it that. A CPU's library cuts small
+convolutions up by the number of threads; these networks have none there (`ops.conv_products`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
