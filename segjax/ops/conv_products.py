@@ -1,7 +1,7 @@
 """A convolution whose bits do not follow the number of threads of XLA's CPU client (which follows the number of devices).
 
 There, a `lax` convolution is Eigen's contraction, which cuts the inner dimension up among the threads whenever that gives more parallel
-work: with few output numbers, or few output channels. A matrix product is cut along its outputs alone. Measured with jaxlib 0.10.2: 16 -> 16
+work: with few output numbers, or few output channels. A matrix product is cut along its outputs alone. With jaxlib 0.10.2, 16 -> 16
 channels on 8x8 pixels differ in the last bit between 2 and 4 threads as a convolution and not as products (which are 3.7 times as fast for
 1280 -> 1280 channels on 8x8); from a million output numbers on, 1 to 16 threads gave the same bits as a convolution, 2 times as fast.
 """
