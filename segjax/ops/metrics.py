@@ -88,7 +88,10 @@ def mean_iou(confusion: np.ndarray, classes: Sequence[int] | None = None, *, abs
     if absent is not None:
         scores = np.where(np.isnan(scores), absent, scores)
     present = scores[~np.isnan(scores)].tolist()
-    return sum(present) / len(present) if present else float("nan")
+    total = 0.0
+    for score in present:  # not sum(), which compensates its rounding since Python 3.12
+        total += score
+    return total / len(present) if present else float("nan")
 
 
 def accuracies(confusion: np.ndarray) -> dict[str, float]:
