@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def xla_flags(given: str) -> str:
     """XLA_FLAGS with which a CPU computes bfloat16 right; `given` wins.
 
-    jaxlib 0.12 hands some bfloat16 products on a CPU to a library that answers with garbage (seen in the third stage of a CLIP ResNet, under
-    jit alone, in float32 never); without those fusions they are right. jaxlib 0.10 is right as it is.
+    jaxlib 0.12 hands some bfloat16 products on a CPU to a library that answers with garbage (seen in the third stage of a CLIP ResNet,
+    under jit alone, in float32 never); without those fusions they are right. jaxlib 0.10 is right as it is.
     """
     name = "--xla_cpu_experimental_ynn_fusion_type"
     major, minor = (int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])

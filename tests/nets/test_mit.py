@@ -102,14 +102,15 @@ def test_drop_path_grows_over_all_blocks_and_needs_a_key():
 
     class Spy(layers.DropPath):
         def __call__(self, x, rate, train):
-            jax.debug.callback(lambda rate: rates.append(float(rate)), rate)
+            if not isinstance(rate, jax.core.Tracer):  # flax looks at the body once with abstract values
+                rates.append(float(rate))
             return super().__call__(x, rate, train)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
         patch.setattr("segjax.nets.mit.DropPath", Spy)
-        still = jax.jit(lambda v, x: model.apply(v, x, train=True)[-1])(variables, image)
-        jax.effects_barrier()
-    np.testing.assert_allclose(sorted(rates), np.repeat(np.linspace(0, 0.9, 4), 2), atol=1e-6)
+        model.apply(variables, image, train=True)
+    still = jax.jit(lambda v, x: model.apply(v, x, train=True)[-1])(variables, image)
+    np.testing.assert_allclose(rates, np.repeat(np.linspace(0, 0.9, 4), 2), atol=1e-6)
     plain = jax.jit(lambda v, x: model.apply(v, x)[-1])(variables, image)
     np.testing.assert_array_equal(still, plain)
     dropped = jax.jit(lambda v, x, key: model.apply(v, x, train=True, rngs={"dropout": key})[-1])
