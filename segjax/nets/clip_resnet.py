@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import BatchNorm, Conv, Dense
+from segjax.nets.scan import scanned
 from segjax.ops.attention import attention
 from segjax.ops.pooling import average_pool
 from segjax.ops.resize import bilinear
@@ -96,15 +97,7 @@ class ModifiedResNet(nn.Module):
             width = self.width * 2**n
             x, _ = Bottleneck(width, 1 if n == 0 else 2, project=True, name=f"layer{n + 1}_0", **shared)(x, train)
             if blocks > 1:
-                rest = nn.scan(
-                    Bottleneck,
-                    variable_axes={"params": 0, "batch_stats": 0},
-                    split_rngs={"params": True},
-                    in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
-                    length=blocks - 1,
-                    unroll=self.unroll,
-                )
-                x, _ = rest(width, name=f"layer{n + 1}_rest", **shared)(x, train)
+                x, _ = scanned(Bottleneck, blocks - 1, unroll=self.unroll)(width, name=f"layer{n + 1}_rest", **shared)(x, train)
             result[f"res{n + 2}"] = x
         pool = AttentionPool(self.embed_dim, self.heads, self.image_size // self.stride, name="attnpool", **shared)
         pooled, located = pool(x, dense)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import Conv, Dense, DepthwiseConv, DropPath, LayerNorm, gelu
+from segjax.nets.scan import scanned
 from segjax.typing import Array
 
 
@@ -53,14 +54,7 @@ class ConvNeXt(nn.Module):
             if n > 0:
                 x = LayerNorm(self.epsilon, name=f"stages_{n}_downsample_0", **shared)(x)
                 x = Conv(width, (2, 2), 2, padding=0, name=f"stages_{n}_downsample_1", **shared)(x)
-            blocks = nn.scan(
-                Block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
-                length=depth,
-                unroll=self.unroll,
-            )
+            blocks = scanned(Block, depth, in_axes=(0, nn.broadcast), unroll=self.unroll)
             first = sum(self.depths[:n])
             x, _ = blocks(self.epsilon, name=f"stages_{n}_blocks", **shared)(x, jnp.asarray(rates[first : first + depth]), train)
             result[f"res{n + 2}"] = x

@@ -13,8 +13,9 @@ from segjax.errors import ConfigError
 from segjax.nets.layers import Conv
 from segjax.nets.sam import check_heads, example, normalise
 from segjax.nets.sam_decoder import MaskDecoder
-from segjax.nets.sam_encoder import Block, Neck, scanned
+from segjax.nets.sam_encoder import Block, Neck
 from segjax.nets.sam_prompts import FourierPositions, grid_centres
+from segjax.nets.scan import scanned
 from segjax.ops.bicubic import bicubic
 from segjax.ops.prompts import NOT_A_POINT, POSITIVE
 from segjax.typing import Array
@@ -51,7 +52,7 @@ class PlainViT(nn.Module):
         stored = self.param("pos_embed", nn.initializers.zeros, (1, self.pos_grid**2 + 1, self.embed_dim))
         positions = stored[:, 1:].reshape(1, self.pos_grid, self.pos_grid, self.embed_dim)
         x = x + bicubic(positions, (x.shape[1], x.shape[2])).astype(self.dtype)
-        blocks = scanned(Block, self.depth, self.unroll)(self.num_heads, self.mlp_dim, 0, 0, self.dtype, name="blocks")
+        blocks = scanned(Block, self.depth, unroll=self.unroll)(self.num_heads, self.mlp_dim, 0, 0, self.dtype, name="blocks")
         return Neck(self.out_channels, self.dtype, name="neck")(blocks(x, None)[0])
 
 

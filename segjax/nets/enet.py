@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv, ConvTranspose, PReLU
+from segjax.nets.scan import scanned
 from segjax.ops.pooling import max_pool, max_pool_2x2_with_index, max_unpool_2x2
 from segjax.typing import Array
 
@@ -162,16 +163,6 @@ class _Stage1Block(nn.Module):
         return _Bottleneck(64, self.layout, dropout=0.01, dtype=self.dtype, name="block")(x, train), None
 
 
-def _scanned(module, length: int):
-    return nn.scan(
-        module,
-        variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
-        length=length,
-    )
-
-
 class ENet(nn.Module):
     """ENet over images [B,H,W,3] in [0,1] (RGB, no mean subtracted). Returns {"logits": float32 [B,H,W,num_classes]} at full size.
 
@@ -198,9 +189,9 @@ class ENet(nn.Module):
         half = x.shape[1], x.shape[2]
         x, index1 = _Downsampling(64, layout, 0.01, dtype, name="downsample1_0")(x, train)
         quarter = x.shape[1], x.shape[2]
-        x, _ = _scanned(_Stage1Block, 4)(layout, dtype, name="stage1")(x, train)
+        x, _ = scanned(_Stage1Block, 4)(layout, dtype, name="stage1")(x, train)
         x, index2 = _Downsampling(128, layout, 0.1, dtype, name="downsample2_0")(x, train)
-        x, _ = _scanned(_Section, 2)(layout, dtype, name="stage2_3")(x, train)
+        x, _ = scanned(_Section, 2)(layout, dtype, name="stage2_3")(x, train)
         decoder: dict[str, Any] = dict(dropout=layout.decoder_dropout, relu=layout.decoder_relu, dtype=dtype)
         x = _Upsampling(64, layout, dtype, name="upsample4_0")(x, index2, quarter, train)
         x = _Bottleneck(64, layout, name="regular4_1", **decoder)(x, train)

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import Conv, Dense, DepthwiseConv, DropPath, LayerNorm, gelu
+from segjax.nets.scan import scanned
 from segjax.ops.attention import attention
 from segjax.typing import Array
 
@@ -143,14 +144,7 @@ class MixTransformer(MiTSettings):
             x = PatchEmbed(dim, patch, stride, self.patch_epsilon, self.dtype, name=f"patch_embed{n}")(x)
             if min(x.shape[1:3]) < ratio:
                 raise ConfigError(f"image too small for a MiT: stage {n} has {x.shape[1]}x{x.shape[2]} pixels, reduced {ratio} times")
-            blocks = nn.scan(
-                Block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
-                length=depth,
-                unroll=self.unroll,
-            )
+            blocks = scanned(Block, depth, in_axes=(0, nn.broadcast), unroll=self.unroll)
             settings = (heads, ratio, int(dim * mlp_ratio), self.block_epsilon, self.patch_epsilon, self.dtype)
             x, _ = blocks(*settings, name=f"block{n}")(x, jnp.asarray(rates[:depth]), train)
             rates = rates[depth:]

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import BatchNorm, Conv
+from segjax.nets.scan import scanned
 from segjax.ops.pooling import max_pool
 from segjax.typing import Array
 
@@ -75,15 +76,9 @@ class ResNet(nn.Module):
             first = dilation if caffe else (previous if stride == 1 else 1)
             x, _ = Bottleneck(width, stride, first, project=True, name=f"layer{n + 1}_0", **shared)(x, train)
             if blocks > 1:
-                rest = nn.scan(
-                    Bottleneck,
-                    variable_axes={"params": 0, "batch_stats": 0},
-                    split_rngs={"params": True},
-                    in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
-                    length=blocks - 1,
-                    unroll=self.unroll,
+                x, _ = scanned(Bottleneck, blocks - 1, unroll=self.unroll)(width, 1, dilation, name=f"layer{n + 1}_rest", **shared)(
+                    x, train
                 )
-                x, _ = rest(width, 1, dilation, name=f"layer{n + 1}_rest", **shared)(x, train)
             outputs.append(x)
             previous = dilation
         return outputs

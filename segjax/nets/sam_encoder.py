@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import Conv, Dense, LayerNorm, gelu
+from segjax.nets.scan import scanned
 from segjax.ops.bicubic import bicubic
 from segjax.ops.relative_attention import relative_attention, relative_vectors
 from segjax.typing import Array
@@ -107,22 +108,12 @@ class Period(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: None = None) -> tuple[Array, None]:
         if self.run:
-            x, _ = scanned(Block, self.run, self.unroll)(window=self.window, grid=self.window, **dict(self.block), name="windowed")(x, None)
+            x, _ = scanned(Block, self.run, unroll=self.unroll)(window=self.window, grid=self.window, **dict(self.block), name="windowed")(
+                x, None
+            )
         if self.closed:
             x, _ = Block(window=0, grid=self.grid, **dict(self.block), name="global")(x)
         return x, None
-
-
-def scanned(module, length: int, unroll: int = 1):
-    """A block that returns (x, None) as a scan over `length` of them; parameters on a new leading axis."""
-    return nn.scan(
-        module,
-        variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax's stub knows ints alone
-        length=length,
-        unroll=unroll,
-    )
 
 
 class Neck(nn.Module):

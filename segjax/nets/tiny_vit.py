@@ -8,7 +8,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import BatchNorm, Conv, Dense, DepthwiseConv, LayerNorm, gelu
-from segjax.nets.sam_encoder import Neck, in_windows, scanned
+from segjax.nets.sam_encoder import Neck, in_windows
+from segjax.nets.scan import scanned
 from segjax.ops.attention_with_bias import attention_with_bias
 from segjax.typing import Array
 
@@ -160,8 +161,8 @@ class _Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.attends:
-            blocks = scanned(Block, self.depth, self.unroll)(self.num_heads, self.window, self.dtype, name="blocks")
+            blocks = scanned(Block, self.depth, unroll=self.unroll)(self.num_heads, self.window, self.dtype, name="blocks")
         else:
-            blocks = scanned(MBConv, self.depth, self.unroll)(dtype=self.dtype, name="blocks")
+            blocks = scanned(MBConv, self.depth, unroll=self.unroll)(dtype=self.dtype, name="blocks")
         x, _ = blocks(x, train)
         return x if self.merging is None else PatchMerging(*self.merging, self.dtype, name="downsample")(x, train)

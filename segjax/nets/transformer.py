@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import ACTIVATIONS, Dense, LayerNorm
+from segjax.nets.scan import scanned
 from segjax.ops.attention import attention
 from segjax.typing import Array
 
@@ -52,12 +53,5 @@ def residual_blocks(
     keep = None
     if last_keeps_values:
         keep = (jnp.arange(layers) == layers - 1)[:, None] & (jnp.arange(x.shape[1]) > 0)[None]
-    scanned = nn.scan(
-        ResidualBlock,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0 if last_keeps_values else nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]  # as in resnet.py
-        length=layers,
-        unroll=unroll,
-    )
-    return scanned(**block, name="resblocks")(x, keep, mask, hidden)
+    in_axes = (0 if last_keeps_values else nn.broadcast, nn.broadcast, nn.broadcast)
+    return scanned(ResidualBlock, layers, in_axes=in_axes, unroll=unroll)(**block, name="resblocks")(x, keep, mask, hidden)

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import Dense, GroupNorm
+from segjax.nets.scan import rematerialised, scanned
 from segjax.nets.unet_attention import Memory, Transformer, keys_values
-from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, rematerialised, runs, scanned, timestep_embedding
+from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, runs, timestep_embedding
 from segjax.typing import Array
 
 

@@ -103,14 +103,3 @@ def runs(shapes: Iterable[Any]) -> list[tuple[int, int]]:
         found.append((first, length))
         first += length
     return found
-
-
-def rematerialised(layer: Any, remat: bool) -> Any:
-    """The layer, or the same layer whose activations are computed again for the gradient."""
-    return nn.remat(layer, prevent_cse=False) if remat else layer
-
-
-def scanned(layer: Any, length: int, *, in_axes: Any = (), unroll: int = 1, remat: bool = False) -> Any:
-    """`layer` repeated over its carry, its parameters stacked on axis 0."""
-    layer = rematerialised(layer, remat)
-    return nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=length, unroll=unroll)

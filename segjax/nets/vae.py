@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import GroupNorm
+from segjax.nets.scan import rematerialised, scanned
 from segjax.nets.unet_attention import Attention
-from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, rematerialised, runs, scanned
+from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, runs
 from segjax.typing import Array
 
 EPSILON = 1e-6
