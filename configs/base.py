@@ -8,6 +8,8 @@ from ml_collections import ConfigDict, FieldReference
 SOURCE_ONLY, FDA, ADABN = "segjax.methods.source_only:make", "segjax.methods.fda:make", "segjax.methods.adabn:make"
 ENET, DEEPLABV2 = "segjax.nets.enet:ENet", "segjax.nets.deeplab:DeepLabV2"
 FOLDERS, STREET_SCENES = "segjax.data.folders:FolderDataset", "segjax.data.procedural:StreetScenes"
+GTA5, SYNTHIA = "segjax.data.readers.gta5:GTA5", "segjax.data.readers.synthia:Synthia"
+CITYSCAPES = "segjax.data.readers.cityscapes:Cityscapes"
 
 
 def source_only(**changes: Any) -> dict[str, Any]:
@@ -22,6 +24,28 @@ def fda(**changes: Any) -> dict[str, Any]:
     knobs |= {"entropy_weight": 0.005, "entropy_eta": 2.0, "entropy_start": 0}
     knobs |= {"self_training_weight": 0.0, "self_training_start": 0, "self_training_threshold": 0.9}
     return {"make": FDA, **knobs, **changes}
+
+
+def gta5(config: ConfigDict, **changes: Any) -> dict[str, Any]:
+    """GTA5 in `gta5` below `config.data` at the size of most papers; `broken` keeps the two pairs that do not fit."""
+    root = under_data(config, "gta5")
+    return {"make": GTA5, "root": root, "split": "all", "broken": False, "label_space": "cityscapes19", "resize": (720, 1280), **changes}
+
+
+def synthia(config: ConfigDict, **changes: Any) -> dict[str, Any]:
+    """SYNTHIA-RAND-CITYSCAPES in `RAND_CITYSCAPES` below `config.data`, at its own size; `derived` reads the 8-bit copies of its labels."""
+    root = under_data(config, "RAND_CITYSCAPES")
+    return {"make": SYNTHIA, "root": root, "derived": False, "label_space": "cityscapes19", "resize": (760, 1280), **changes}
+
+
+def cityscapes(config: ConfigDict, split: str, **changes: Any) -> dict[str, Any]:
+    """Cityscapes in `cityscapes` below `config.data`, fine labels; a target to adapt to adds `labelled=False`."""
+    return {"make": CITYSCAPES, "root": under_data(config, "cityscapes"), "split": split, "label_space": "cityscapes19", **changes}
+
+
+def under_data(config: ConfigDict, path: str) -> FieldReference:
+    """A path below `config.data` that moves with `--config.data`."""
+    return config.get_oneway_ref("data") + f"/{path}"
 
 
 def run(name: str, *, steps: int, batch_size: int) -> ConfigDict:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_layouts
 
 from segjax import errors
 from segjax.verbs import build, config_file, evaluate, variables
@@ -68,6 +69,31 @@ def test_the_paper_settings_of_fda():
     assert (stage.method.entropy_weight, stage.method.entropy_eta, stage.evaluate.cityscapes.size) == (0.005, 2.0, (576, 1344))
     assert load("fda.py:synthia_cityscapes").stages.fda.evaluate.cityscapes.score == "mIoU16"
     assert "classifier" in " ".join(variables.classifier_axes(build.stage(load("fda.py"), "fda").model))
+
+
+@pytest.mark.parametrize(
+    ("arg", "folder", "write", "length", "height", "classes"),
+    [
+        ("gta_cityscapes", "gta5", small_layouts.gta5, 4, 720, {0, 18}),
+        ("synthia_cityscapes", "RAND_CITYSCAPES", small_layouts.synthia, 2, 760, {0, 17}),
+    ],
+)
+def test_the_paper_data_sets_are_read_as_downloaded(arg, folder, write, length, height, classes, tmp_path):
+    write(tmp_path / folder)
+    small_layouts.cityscapes(tmp_path / "cityscapes")
+    stage = build.stage(load(f"fda.py:{arg}", f"--config.data={tmp_path}"), "fda")
+    data = build.training_data(stage)
+    assert (len(data.source), data.source.labelled, len(data.target), data.target.labelled) == (length, True, 2, False)
+    assert (data.source[0]["image"].shape, data.target[0]["image"].shape) == ((height, 1280, 3), (512, 1024, 3))
+    assert set(np.unique(data.source[0]["label"])) == classes
+    scored = build.dataset(stage.spec["evaluate"]["cityscapes"], "cityscapes", scored=True)
+    assert (scored.name(0), scored.labelled) == ("ulm/ulm_000000_000019_leftImg8bit.png", True)
+
+
+def test_the_broken_pairs_of_gta5_can_be_kept(tmp_path):
+    small_layouts.gta5(tmp_path / "gta5")
+    spec = build.stage(load("fda.py", f"--config.data={tmp_path}", "--config.stages.fda.data.source.broken=True"), "fda").spec
+    assert len(build.dataset(spec["data"]["source"], "source")) == 6
 
 
 def test_top_level_fields_reach_every_stage():
