@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 from segjax.nets.mit import Block, MixTransformer  # noqa: E402
 from segjax.nets.sam_encoder import ImageEncoder  # noqa: E402
 from segjax.verbs import networks  # noqa: E402
-from segjax.weights import engine, mit, safetensors_io, sam  # noqa: E402
+from segjax.weights import mit, safetensors_io, sam, walk  # noqa: E402
 
 
 class Workload(NamedTuple):
@@ -49,7 +49,7 @@ def sam_encoder(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable
     image = np.ascontiguousarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
     shapes = jax.eval_shape(net.init, jax.random.key(0), image)
     like = safetensors_io.flatten({"params": {"image_encoder": shapes["params"]}})
-    flat = engine.to_segjax(_tensors(file), sam.BOTH, like, name="SamVisionModel")
+    flat = walk.to_segjax(_tensors(file), sam.BOTH, like, name="SamVisionModel")
     variables = {"params": safetensors_io.unflatten(flat)["params"]["image_encoder"]}
     return net.apply, (variables, image)
 
@@ -91,7 +91,7 @@ def mit_gradients(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callab
     image = np.ascontiguousarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
     like = safetensors_io.flatten({"params": jax.eval_shape(net.init, jax.random.key(0), image)["params"]})
     weights = _tensors(file)
-    flat = engine.to_segjax(weights, mit.MIT_HF.layout(weights), like, name="SegformerModel")
+    flat = walk.to_segjax(weights, mit.MIT_HF.layout(weights), like, name="SegformerModel")
     loss = lambda variables, x: sum(jnp.square(stage).sum() for stage in net.apply(variables, x))
     return _gradients(loss), (safetensors_io.unflatten(flat), image)
 
@@ -105,7 +105,7 @@ def mit_block_gradients(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[
     weights = {f"stages.0.blocks.0.{key}": value for key, value in _tensors(file).items()}
     like = safetensors_io.flatten({"params": {"block1": stacked(shapes)}})
     layout = next(form for form in mit.HF_FORMS if form.name == "mit_hf_memory_bare")
-    flat = engine.to_segjax(weights, layout, like, name="SegformerLayer")
+    flat = walk.to_segjax(weights, layout, like, name="SegformerLayer")
     variables = jax.tree.map(lambda leaf: leaf[0], safetensors_io.unflatten(flat)["params"]["block1"])
     loss = lambda variables, x: jnp.square(net.apply(variables, x, 0.0)[0]).sum()
     return _gradients(loss), ({"params": variables}, x)

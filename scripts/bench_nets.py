@@ -26,7 +26,7 @@ from segjax.nets.enet import ENet  # noqa: E402
 from segjax.runtime import mesh as meshes  # noqa: E402
 from segjax.runtime.compile import compile_step  # noqa: E402
 from segjax.runtime.optim import make_optimizer  # noqa: E402
-from segjax.weights import engine, safetensors_io  # noqa: E402
+from segjax.weights import safetensors_io, walk  # noqa: E402
 from segjax.weights.enet import ENET_PYTORCH  # noqa: E402
 from segjax.weights.resnet import DEEPLABV2_RESNET  # noqa: E402
 
@@ -62,7 +62,7 @@ def case(name: str, args) -> dict:
     net, torch_step = peer.make()
     source = {key: value.numpy() for key, value in net.state_dict().items()}
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3)))
-    flat = engine.to_segjax(source, public.layout(source), safetensors_io.flatten(like), name=name)
+    flat = walk.to_segjax(source, public.layout(source), safetensors_io.flatten(like), name=name)
     variables = safetensors_io.unflatten(flat)
     error = same_logits(model, public, net, image, variables)
     assert error < 1e-4, f"{name}: logits differ by {error}"

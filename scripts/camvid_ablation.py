@@ -28,7 +28,7 @@ from segjax.nets.enet import ENet
 from segjax.ops.metrics import confusion_matrix, mean_iou
 from segjax.runtime.optim import make_optimizer
 from segjax.verbs.variables import classifier_axes, shapes
-from segjax.weights import engine
+from segjax.weights import walk
 
 SET, CHUNK, CROP, BATCH = (0.01, 0.05, 0.09), 50, (256, 384), 4
 ONLINE = dict(self_training_weight=1.0, ema_decay=0.99)
@@ -89,11 +89,11 @@ def crops(key, images, labels=None):
 
 def starting_point(model, args):
     if args.start is not None:
-        return engine.load_variables(args.start, shapes(model))
-    variables = engine.load_variables(args.weights, shapes(ENet(20, layout="torch7")))
+        return walk.load_variables(args.start, shapes(model))
+    variables = walk.load_variables(args.weights, shapes(ENet(20, layout="torch7")))
     index = label_spaces.mapping(label_spaces.get("camvid11"), label_spaces.get("cityscapes19")).astype(int) + 1
     for leaf, axis in classifier_axes(model).items():
-        variables = engine.adapt_classifier(variables, index, classifier=f"^{re.escape(leaf)}$", axis=axis)
+        variables = walk.adapt_classifier(variables, index, classifier=f"^{re.escape(leaf)}$", axis=axis)
     return variables
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from segjax.verbs import build, variables
-from segjax.weights import engine, layouts, safetensors_io, sources
+from segjax.weights import layouts, safetensors_io, sources, walk
 
 
 class Golden:
@@ -40,7 +40,7 @@ class Golden:
 
     def convert(self, net) -> dict[str, np.ndarray]:
         """The checkpoint as flat segjax arrays for `net`, strictly."""
-        return engine.to_segjax(self.source, self.public.layout(self.source), self.shapes(net), name=str(self.path))
+        return walk.to_segjax(self.source, self.public.layout(self.source), self.shapes(net), name=str(self.path))
 
     def variables(self, net):
         """The same, nested."""
@@ -59,14 +59,14 @@ class Golden:
     def check_the_way_back(self, ignored=(r".*\.num_batches_tracked",)):
         """Converted there and back every tensor has its bytes again; what is lost matches `ignored`; and again there, nothing changed."""
         flat = self.convert(self.net())
-        back = engine.to_source(flat, self._form(flat))
+        back = walk.to_source(flat, self._form(flat))
         lost = [key for key in self.source if key not in back and not any(re.fullmatch(pattern, key) for pattern in ignored)]
         assert not lost and set(back) <= set(self.source), (lost, sorted(set(back) - set(self.source)))
         for key, value in back.items():
             source = self.source[key]
             assert value.shape == source.shape, key
             assert value.astype(source.dtype).tobytes() == np.asarray(source, order="C").tobytes(), key
-        again = engine.to_segjax(back, self.public.layout(back), self.shapes(self.net()))
+        again = walk.to_segjax(back, self.public.layout(back), self.shapes(self.net()))
         assert set(again) == set(flat) and all(np.array_equal(again[path], flat[path]) for path in flat)
 
     def _form(self, flat):

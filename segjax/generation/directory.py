@@ -25,7 +25,7 @@ from segjax.generation.diffusion import Networks
 from segjax.nets.clip import TextTransformer
 from segjax.nets.unet import UNet
 from segjax.nets.vae import VAE
-from segjax.weights import engine, safetensors_io, sources
+from segjax.weights import engine, safetensors_io, sources, walk
 from segjax.weights.clip_hf import CLIP_TEXT_HF
 from segjax.weights.diffusers_unet import UNET_DIFFUSERS
 from segjax.weights.diffusers_vae import VAE_DIFFUSERS
@@ -114,7 +114,7 @@ def write(path: str | os.PathLike, model: StableDiffusion) -> None:
         for name, folder in FOLDERS.items():
             part, place = getattr(model, name), path / folder
             place.mkdir(parents=True, exist_ok=True)
-            arrays = engine.to_source(safetensors_io.flatten(jax.device_get(part.variables)), part.form, name=str(place))
+            arrays = walk.to_source(safetensors_io.flatten(jax.device_get(part.variables)), part.form, name=str(place))
             arrays = {key: _typed(value, part.types.get(key)) for key, value in arrays.items()}
             stem = "model" if name == "text" else _STEMS[0]
             safetensors_io.write(place / f"{stem}.safetensors", arrays, {"format": "pt"})
@@ -148,7 +148,7 @@ def _part(folder: pathlib.Path, name: str, variant: str, dtype: DTypeLike) -> Pa
     spec = {key: value for key, value in public.model(source.arrays, source.config).items() if key != "make"}
     module = make(**spec, dtype=dtype)
     form = public.layout(source.arrays)
-    flat = engine.to_segjax(source.arrays, form, _shapes(module), name=str(source.path))
+    flat = walk.to_segjax(source.arrays, form, _shapes(module), name=str(source.path))
     return Part(module, safetensors_io.unflatten(flat), source.config, form, sources.dtypes(source), source.path)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from segjax.errors import ConfigError, WeightsError
 from segjax.verbs import build, variables
-from segjax.weights import engine, layouts, safetensors_io, sources
+from segjax.weights import engine, layouts, safetensors_io, sources, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def load(path: str | os.PathLike, *, layout: str = "auto", branch: str = "model"
         return from_public(path, layout=layout, branch=branch, settings=settings)
     spec = {**_network(metadata), **(settings or {})}
     module = _module(spec, str(path))
-    return Network(module, engine.load_variables(path, variables.shapes(module)), spec, metadata, {})
+    return Network(module, walk.load_variables(path, variables.shapes(module)), spec, metadata, {})
 
 
 def from_public(
@@ -53,8 +53,8 @@ def from_public(
     spec = {**public.model(source.arrays, source.config), **(settings or {})}
     module = _module(spec, "--layout")
     form = public.layout(source.arrays)
-    flat = engine.to_segjax(source.arrays, form, safetensors_io.flatten(variables.shapes(module)), name=str(path))
-    back = engine.to_source(flat, form)
+    flat = walk.to_segjax(source.arrays, form, safetensors_io.flatten(variables.shapes(module)), name=str(path))
+    back = walk.to_source(flat, form)
     metadata = {"layout": public.name, "form": form.name, "model": json.dumps(spec, sort_keys=True)}
     if source.epsilon is not None:
         metadata["bn_epsilon"] = repr(source.epsilon)
@@ -75,7 +75,7 @@ def from_public(
 def to_public(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str], public: engine.Public, name: str) -> dict[str, np.ndarray]:
     """segjax arrays under the names, in the form and in the types of a public layout. WeightsError: a path that it has no name for."""
     form = next((form for form in public.forms if form.name == metadata.get("form")), None) or public.layout(flat)
-    arrays = engine.to_source(flat, form, name=name)
+    arrays = walk.to_source(flat, form, name=name)
     kinds = json.loads(metadata.get("source_dtypes", "{}")) if metadata.get("layout") == public.name else {}
     return {key: value.astype(_dtype(kinds[key])) if key in kinds else value for key, value in arrays.items()}
 

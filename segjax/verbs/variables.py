@@ -15,7 +15,7 @@ from segjax.data import label_spaces
 from segjax.errors import ConfigError, WeightsError
 from segjax.typing import IGNORE
 from segjax.verbs import build
-from segjax.weights import engine, safetensors_io
+from segjax.weights import safetensors_io, walk
 
 Variables = dict[str, Any]
 _PROBE = (64, 64)  # image size at which shapes are asked for: parameters do not depend on it
@@ -60,7 +60,7 @@ def outputs_of(path: pathlib.Path, model: Any) -> tuple[int, str]:
 
 def load(path: pathlib.Path, model: Any) -> Variables:
     """Variables of a file made for exactly this network. WeightsError lists what does not fit."""
-    return engine.load_variables(path, shapes(model))
+    return walk.load_variables(path, shapes(model))
 
 
 def initial(stage: build.Stage, space: label_spaces.LabelSpace, start: pathlib.Path | None = None) -> Variables | None:
@@ -93,7 +93,7 @@ def initial(stage: build.Stage, space: label_spaces.LabelSpace, start: pathlib.P
     source = load(path, stage.model.clone(num_classes=count))
     axes = classifier_axes(stage.model)
     for leaf, axis in axes.items():
-        source = engine.adapt_classifier(source, index + first, classifier=f"^{re.escape(leaf)}$", axis=axis)
+        source = walk.adapt_classifier(source, index + first, classifier=f"^{re.escape(leaf)}$", axis=axis)
     return source
 
 
@@ -127,7 +127,7 @@ def _with_fresh_classifier(path: pathlib.Path, stage: build.Stage) -> Variables:
     there = {part(name) for name in safetensors_io.read(path)[0]}
     absent = {part(name) for name in safetensors_io.flatten(drawn)} - there
     skip = [f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)] + [f"^{re.escape(name)}/" for name in sorted(absent)]
-    return engine.load_variables(path, jax.device_get(drawn), skip=skip)
+    return walk.load_variables(path, jax.device_get(drawn), skip=skip)
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> Any:

@@ -15,7 +15,7 @@ from segjax.generation import directory
 from segjax.nets.unet import UNet
 from segjax.nets.vae import VAE
 from segjax.verbs import variables
-from segjax.weights import engine, safetensors_io
+from segjax.weights import safetensors_io, walk
 from segjax.weights.diffusers_unet import CONVOLUTIONS, UNET_DIFFUSERS
 from segjax.weights.diffusers_vae import PROJECTIONS, VAE_DIFFUSERS
 
@@ -143,14 +143,14 @@ def test_the_full_size_autoencoder_has_diffusers_own_keys_and_shapes():
 
 def _same_keys(make, spec, layout, theirs):
     flat = safetensors_io.flatten(variables.shapes(make(**{key: value for key, value in spec.items() if key != "make"})))
-    ours = engine.to_source({path: np.broadcast_to(np.False_, leaf.shape) for path, leaf in flat.items()}, layout)
+    ours = walk.to_source({path: np.broadcast_to(np.False_, leaf.shape) for path, leaf in flat.items()}, layout)
     assert {key: value.shape for key, value in ours.items()} == {key: tuple(value.shape) for key, value in theirs.items()}
 
 
 def test_the_full_size_keys_follow_the_published_pattern():
     """Without diffusers: the count and some of the names of runwayml/stable-diffusion-v1-5's unet."""
     flat = safetensors_io.flatten(variables.shapes(UNet()))
-    keys = engine.to_source({path: np.broadcast_to(np.False_, leaf.shape) for path, leaf in flat.items()}, CONVOLUTIONS)
+    keys = walk.to_source({path: np.broadcast_to(np.False_, leaf.shape) for path, leaf in flat.items()}, CONVOLUTIONS)
     assert len(keys) == 686
     assert keys["up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)
     assert keys["up_blocks.2.resnets.2.conv_shortcut.weight"].shape == (640, 960, 1, 1)

@@ -13,7 +13,7 @@ from segjax.errors import WeightsError
 from segjax.nets.unet import DownBlock, UNet
 from segjax.nets.vae import VAE
 from segjax.verbs import networks, variables
-from segjax.weights import engine, safetensors_io
+from segjax.weights import safetensors_io, walk
 from segjax.weights.diffusers_unet import CONVOLUTIONS, LINEAR, UNET_DIFFUSERS
 from segjax.weights.diffusers_vae import PROJECTIONS, QUERY_KEY_VALUE, VAE_DIFFUSERS
 
@@ -124,16 +124,16 @@ def test_forms(goldens):
     unet = Part(goldens / FOLDERS[0] / "unet")
     assert UNET_DIFFUSERS.layout(unet.source) is CONVOLUTIONS
     flat = unet.convert(unet.net())
-    linear = engine.to_source(flat, LINEAR)
+    linear = walk.to_source(flat, LINEAR)
     assert linear.keys() == unet.source.keys() and UNET_DIFFUSERS.layout(linear) is LINEAR
-    again = engine.to_segjax(linear, LINEAR, unet.shapes(unet.net()))
+    again = walk.to_segjax(linear, LINEAR, unet.shapes(unet.net()))
     assert all(np.array_equal(again[path], flat[path]) for path in flat)
 
 
 def test_convert_keeps_form_and_types(goldens, tmp_path):
     """A float16 UNet with linear projections through a segjax file and back."""
     unet = Part(goldens / FOLDERS[0] / "unet")
-    linear = {key: value.astype(np.float16) for key, value in engine.to_source(unet.convert(unet.net()), LINEAR).items()}
+    linear = {key: value.astype(np.float16) for key, value in walk.to_source(unet.convert(unet.net()), LINEAR).items()}
     (tmp_path / "unet").mkdir()
     safetensors_io.write(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", linear)
     (tmp_path / "unet" / "config.json").write_text((unet.path / "config.json").read_text())

@@ -12,7 +12,7 @@ from golden import Golden
 from segjax.errors import WeightsError
 from segjax.nets.clip import MEAN, STD, normalized
 from segjax.verbs import build, networks
-from segjax.weights import engine, layouts, safetensors_io
+from segjax.weights import layouts, safetensors_io, walk
 from segjax.weights.clip_hf import CLIP_HF, CLIP_TEXT_HF, CLIP_VISION_HF
 from segjax.weights.clip_openai import CLIP_OPENAI, CLIP_OPENAI_VISION
 
@@ -183,7 +183,7 @@ def test_open_clips_text_prefix(golden):
     source, vit = golden(VIT).source, golden(VIT)
     custom = {key if key.startswith(("visual.", "logit_scale")) else f"text.{key}": value for key, value in source.items()}
     assert layouts.recognise(custom, "file") is CLIP_OPENAI
-    flat = engine.to_segjax(custom, CLIP_OPENAI.layout(custom), vit.shapes(build.resolve(CLIP_OPENAI.model(custom, vit.config), "x")))
+    flat = walk.to_segjax(custom, CLIP_OPENAI.layout(custom), vit.shapes(build.resolve(CLIP_OPENAI.model(custom, vit.config), "x")))
     plain = vit.convert(vit.net())
     assert all(np.array_equal(flat[path], plain[path]) for path in plain)
 

@@ -9,7 +9,7 @@ import pytest
 from segjax import cli
 from segjax.errors import WeightsError
 from segjax.verbs import build, networks, variables
-from segjax.weights import engine, layouts, safetensors_io
+from segjax.weights import layouts, safetensors_io, walk
 from segjax.weights.clip_hf import CLIP_HF, CLIP_TEXT_HF
 from segjax.weights.clip_openai import CLIP_OPENAI
 
@@ -23,7 +23,7 @@ def _written(public, source: Shapes, config) -> Shapes:
     net = build.resolve(public.model(stand_ins, config), "shapes")
     back = {}
     for path, leaf in safetensors_io.flatten(variables.shapes(net)).items():
-        arrays = engine.to_source({path: np.broadcast_to(np.zeros((), np.int8), leaf.shape)}, public.layout(stand_ins))
+        arrays = walk.to_source({path: np.broadcast_to(np.zeros((), np.int8), leaf.shape)}, public.layout(stand_ins))
         back |= {key: array.shape for key, array in arrays.items()}
     return back
 

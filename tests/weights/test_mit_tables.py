@@ -11,7 +11,7 @@ from segjax.nets.daformer import DAFormer
 from segjax.nets.mit import Block, EfficientAttention, LayerNorm, PatchEmbed
 from segjax.nets.segformer import SegFormer
 from segjax.verbs import build, variables
-from segjax.weights import engine, layouts, safetensors_io
+from segjax.weights import layouts, safetensors_io, walk
 
 FILES = {
     "mit_nvlabs": ("mit_nvlabs/mit_tiny.pth", "mit_nvlabs"),
@@ -147,8 +147,8 @@ def _mmseg(source, prefix):
 def _converted(source, net):
     public = layouts.recognise(source, "renamed")
     like = safetensors_io.flatten(variables.shapes(net))
-    flat = engine.to_segjax(source, public.layout(source), like)
-    back = engine.to_source(flat, public.layout(flat))
+    flat = walk.to_segjax(source, public.layout(source), like)
+    back = walk.to_source(flat, public.layout(flat))
     assert all(back[key].tobytes() == np.asarray(source[key], order="C").tobytes() for key in back)
     assert all(key in back or key.endswith("num_batches_tracked") for key in source)
     return public, flat
@@ -218,7 +218,7 @@ def test_hrda_is_told_and_gives_its_daformer_when_asked(golden):
         layouts.recognise(source, "file").model(source, {})
     part = layouts.known()["hrda_daformer"]
     assert part.model(source, {}) == g.spec
-    flat, expected = engine.to_segjax(source, part.layout(source), g.shapes(g.net())), g.convert(g.net())
+    flat, expected = walk.to_segjax(source, part.layout(source), g.shapes(g.net())), g.convert(g.net())
     assert all(np.array_equal(flat[path], expected[path]) for path in expected)
 
 
@@ -264,8 +264,8 @@ def test_full_size_keys_and_shapes_are_hugging_faces(name):
     expected = {key: tuple(value.shape) for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
     flat = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in safetensors_io.flatten(variables.shapes(net)).items()}
     forms = {form.name: form for form in layouts.known()["segformer_hf"].forms}
-    assert {key: x.shape for key, x in engine.to_source(flat, forms["segformer_hf_memory"]).items()} == expected
-    on_disk = engine.to_source(flat, forms["segformer_hf"])
+    assert {key: x.shape for key, x in walk.to_source(flat, forms["segformer_hf_memory"]).items()} == expected
+    on_disk = walk.to_source(flat, forms["segformer_hf"])
     assert len(on_disk) == len(expected) and "segformer.encoder.block.2.1.attention.self.query.weight" in on_disk
 
 
@@ -278,14 +278,14 @@ def test_hugging_faces_names_in_memory_are_the_same_network(golden):
     assert "segformer.stages.0.patch_embeddings.proj.weight" in memory
     public, flat = layouts.recognise(memory, "memory"), None
     assert public is g.public and public.model(memory, g.config) == g.spec
-    flat, expected = engine.to_segjax(memory, public.layout(memory), g.shapes(g.net())), g.convert(g.net())
+    flat, expected = walk.to_segjax(memory, public.layout(memory), g.shapes(g.net())), g.convert(g.net())
     assert all(np.array_equal(flat[path], expected[path]) for path in expected)
     encoder = theirs.segformer.state_dict()
     for source in ({key: value.numpy() for key, value in encoder.items()}, {f"segformer.{k}": v.numpy() for k, v in encoder.items()}):
         public = layouts.recognise(source, "encoder")
         spec = public.model(source, {})
         net = build.resolve(spec, "test")
-        flat = engine.to_segjax(source, public.layout(source), safetensors_io.flatten(variables.shapes(net)))
+        flat = walk.to_segjax(source, public.layout(source), safetensors_io.flatten(variables.shapes(net)))
         assert public.name == "mit_hf" and all(np.array_equal(flat[p], expected[p.replace("params/", "params/backbone/")]) for p in flat)
 
 

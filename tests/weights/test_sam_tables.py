@@ -7,7 +7,7 @@ from golden import Golden
 from segjax import cli
 from segjax.errors import WeightsError
 from segjax.verbs import build, networks, variables
-from segjax.weights import engine, layouts, safetensors_io, sources
+from segjax.weights import layouts, safetensors_io, sources, walk
 from segjax.weights.efficient_sam import EFFICIENT_SAM
 from segjax.weights.mobile_sam import MOBILE_SAM
 from segjax.weights.sam import SAM, SAM_HF
@@ -48,12 +48,12 @@ def test_the_tied_matrix_under_one_name_or_both(goldens):
     net = golden.net()
     for names in ({shared}, {own}, {shared, own}):
         source = {key: value for key, value in golden.source.items() if key != shared} | {key: golden.source[shared] for key in names}
-        flat = engine.to_segjax(source, SAM_HF.layout(source), golden.shapes(net))
+        flat = walk.to_segjax(source, SAM_HF.layout(source), golden.shapes(net))
         form = next(form for form in SAM_HF.forms if form.name == SAM_HF.layout(source).name)
-        assert set(engine.to_source(flat, form)) == set(source)
+        assert set(walk.to_source(flat, form)) == set(source)
     source[own] = source[own] + 1
     with pytest.raises(WeightsError, match=f"{own} differs from {shared}"):
-        engine.to_segjax(source, SAM_HF.layout(source), golden.shapes(net))
+        walk.to_segjax(source, SAM_HF.layout(source), golden.shapes(net))
 
 
 def test_convert_and_open_again(goldens, tmp_path):
@@ -90,7 +90,7 @@ def fits(public, source, config=None, **told):
     form = public.layout(source)
     like = safetensors_io.flatten(variables.shapes(module))
     light = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in like.items()}
-    back = {key: value.shape for key, value in engine.to_source(light, form).items()}
+    back = {key: value.shape for key, value in walk.to_source(light, form).items()}
     return back, {key: value.shape for key, value in source.items()}
 
 
@@ -157,9 +157,9 @@ def test_full_size_names_of_efficient_sam():
 def test_misfits_are_refused_with_one_line(goldens, tmp_path):
     golden = Told(goldens / "sam_original/sam_vit_tiny.pth")
     with pytest.raises(WeightsError, match=r"unused source keys 14: image_encoder\.blocks\.2\..*"):
-        engine.to_segjax(golden.source, SAM.layout(()), golden.shapes(golden.net(depth=2)))
+        walk.to_segjax(golden.source, SAM.layout(()), golden.shapes(golden.net(depth=2)))
     with pytest.raises(WeightsError, match="wrong shapes .*does not fit"):
-        engine.to_segjax(golden.source, SAM.layout(()), golden.shapes(golden.net(mlp_dim=64)))
+        walk.to_segjax(golden.source, SAM.layout(()), golden.shapes(golden.net(mlp_dim=64)))
     short = {key: value for key, value in golden.source.items() if "mask_tokens" not in key}
     with pytest.raises(WeightsError, match="mask_decoder.mask_tokens.weight"):
         SAM.model(short, {})

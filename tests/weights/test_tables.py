@@ -12,7 +12,7 @@ from segjax.nets.resnet import ResNet
 from segjax.nets.vgg import VGG16
 from segjax.verbs import build
 from segjax.verbs.variables import shapes
-from segjax.weights import engine, layouts, safetensors_io, torch7
+from segjax.weights import layouts, safetensors_io, torch7, walk
 from segjax.weights.enet import ENET_PYTORCH, ENET_TORCH7
 from segjax.weights.resnet import DEEPLABV2_RESNET, RESNET_TORCHVISION
 from segjax.weights.vgg import DEEPLABV2_VGG16
@@ -84,9 +84,9 @@ def test_resnet_v1c(goldens):
     public = layouts.recognise(source, "file")
     spec = public.model(source, {})
     net = build.resolve(spec, "test")
-    flat = engine.to_segjax(source, public.layout(source), safetensors_io.flatten(shapes(net)))
+    flat = walk.to_segjax(source, public.layout(source), safetensors_io.flatten(shapes(net)))
     assert public.name == "resnet_v1c" and spec["width"] == 8 and spec["depth"] == (3, 4, 6, 3)
-    back = engine.to_source(flat, public.layout(flat))
+    back = walk.to_source(flat, public.layout(flat))
     assert all(back[key].tobytes() == np.asarray(source[key], order="C").tobytes() for key in back)
     assert all(key in back or key.endswith("num_batches_tracked") for key in source)
 
@@ -153,12 +153,12 @@ def test_the_wrong_network_gives_both_lists(goldens):
     with pytest.raises(WeightsError, match=r"unused source keys 8: layer5\.conv2d_list\.0\.bias"):
         multi.convert(multi.net(multi_level=False))
     with pytest.raises(WeightsError, match="wrong shapes 2: layer5.conv2d_list.0.*does not fit params/classifier"):
-        engine.to_segjax(golden.source, golden.public.layout(golden.source), golden.shapes(golden.net(num_classes=19)))
+        walk.to_segjax(golden.source, golden.public.layout(golden.source), golden.shapes(golden.net(num_classes=19)))
     with pytest.raises(WeightsError, match=r"layer3\.6\.conv1.*does not fit|unused source keys 255: layer3\.10"):
-        engine.to_segjax(golden.source, golden.public.layout(golden.source), golden.shapes(golden.net(backbone="resnet50")))
+        walk.to_segjax(golden.source, golden.public.layout(golden.source), golden.shapes(golden.net(backbone="resnet50")))
     enet = Golden(goldens / "enet/ENet")
     with pytest.raises(WeightsError, match=r"parameters without a source \d+: batch_stats.*unused source keys \d+: bn1\.bias"):
-        engine.to_segjax(golden.source, ENET_PYTORCH.layout(()), enet.shapes(enet.net()))
+        walk.to_segjax(golden.source, ENET_PYTORCH.layout(()), enet.shapes(enet.net()))
     for public in (ENET_PYTORCH, ENET_TORCH7, DEEPLABV2_VGG16):
         with pytest.raises(WeightsError, match=public.name):
             public.model(golden.source, {})
@@ -175,7 +175,7 @@ def test_real_torch7_enet_equals_an_independent_implementation(real_data):
     assert epsilon == 1e-3 and spec["num_classes"] == 20
     net = ENet(spec["num_classes"], spec["layout"])
     like = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
-    flat = engine.to_segjax(source, ENET_TORCH7.layout(source), safetensors_io.flatten(like))
+    flat = walk.to_segjax(source, ENET_TORCH7.layout(source), safetensors_io.flatten(like))
     image = reference["enet_input_512x256"].transpose(1, 2, 0)[None]
     logits = np.asarray(_apply(net, safetensors_io.unflatten(flat), image)["logits"])[0]
     np.testing.assert_allclose(logits, reference["enet_logits_512x256"].transpose(1, 2, 0), rtol=0, atol=3e-3)
