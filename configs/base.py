@@ -7,6 +7,7 @@ from ml_collections import ConfigDict, FieldReference
 
 SOURCE_ONLY, FDA, ADABN = "segjax.methods.source_only:make", "segjax.methods.fda:make", "segjax.methods.adabn:make"
 ENET, DEEPLABV2 = "segjax.nets.enet:ENet", "segjax.nets.deeplab:DeepLabV2"
+FDA_CONTRASTIVE = "segjax.methods.fda_contrastive:make"
 FOLDERS, STREET_SCENES = "segjax.data.folders:FolderDataset", "segjax.data.procedural:StreetScenes"
 GTA5, SYNTHIA = "segjax.data.readers.gta5:GTA5", "segjax.data.readers.synthia:Synthia"
 CITYSCAPES = "segjax.data.readers.cityscapes:Cityscapes"
@@ -20,10 +21,20 @@ def source_only(**changes: Any) -> dict[str, Any]:
 def fda(**changes: Any) -> dict[str, Any]:
     """The method `fda` with every knob that an override may reach; the paper's values are in configs/fda.py."""
     knobs = {"betas": (0.01,), "variant": "centred", "stylized_share": 1.0, "statistics": "joint", "jitter": 0.0, "ema_decay": 0.0}
-    knobs |= {"accumulate": 1}
+    knobs |= {"accumulate": 1, "greyscale": False}
     knobs |= {"entropy_weight": 0.005, "entropy_eta": 2.0, "entropy_start": 0}
     knobs |= {"self_training_weight": 0.0, "self_training_start": 0, "self_training_threshold": 0.9}
     return {"make": FDA, **knobs, **changes}
+
+
+def fda_contrastive(**changes: Any) -> dict[str, Any]:
+    """The method `fda_contrastive` with every knob that an override may reach."""
+    knobs = {"beta": 0.09, "variant": "centred", "statistics": "joint", "jitter": 0.0, "ema_decay": 0.0, "accumulate": 1}
+    knobs |= {"entropy_weight": 0.005, "entropy_eta": 2.0, "entropy_start": 0}
+    knobs |= {"contrast_weight": 1.0, "contrast_start": 0, "form": "negatives", "temperature": 0.07, "embedding": "logits"}
+    knobs |= {"projection": 0, "samples": 2000, "sampling": "uniform", "keys": "image", "memory": 0}
+    knobs |= {"target_ce_weight": 0.0, "target_ce_view": "stylized", "target_ce_start": 0}
+    return {"make": FDA_CONTRASTIVE, **knobs, **changes}
 
 
 def gta5(config: ConfigDict, **changes: Any) -> dict[str, Any]:

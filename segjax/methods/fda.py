@@ -13,8 +13,8 @@ import optax
 
 from segjax.errors import ConfigError
 from segjax.nets.apply import predictor, target_image, to_float, train_forward
+from segjax.ops import photometric
 from segjax.ops.fourier import Variant, amplitude_transfer, amplitude_transfer_bands
-from segjax.ops.photometric import color_jitter
 from segjax.ops.pixel_losses import robust_entropy
 from segjax.ops.pseudo_labels import confident_labels
 from segjax.ops.resize import bilinear
@@ -39,6 +39,7 @@ def make(
     self_training_start: int = 0,
     self_training_threshold: float = 0.9,
     statistics: str = "joint",
+    greyscale: bool = False,
     aux_weight: float = 0.1,
     class_weights: tuple[float, ...] | None = None,
     jitter: float = 0.0,
@@ -48,16 +49,20 @@ def make(
     """Stylized source with cross-entropy, target with robust entropy.
 
     betas: window sizes as a share of the shorter side; with several, each image draws one at every step (the paper trains one network
-    a beta and averages them: that is one run a beta here). variant: "centred" as the paper and the numpy code (frequencies -b..b),
-    or "corner" as the released training code (-b..b-1). entropy_weight, entropy_eta: lambda_ent and eta. entropy_start: first step
-    with entropy (the code's switch2entropy). entropy_normalizer: divisor of the entropy, ln(num_classes) by default; the code's is
-    2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab.
+    a beta and averages them: that is one run a beta here), with none the source stays as it is. variant: "centred" as the paper and the
+    numpy code (frequencies -b..b), or "corner" as the released training code (-b..b-1). entropy_weight, entropy_eta: lambda_ent and eta.
+    entropy_start: first step with entropy (the code's switch2entropy). entropy_normalizer: divisor of the entropy, ln(num_classes) by
+    default; the code's is 2.9444 whatever the classes. The entropy is taken at the network's own stride, as the code does for DeepLab.
 
     accumulate: parts that a batch is worked off in, for the memory of one (`runtime.update.descend`).
 
     The target passes through the network in training mode, after the source, so its statistics enter the running BatchNorm ones, as
     in the code (statistics="joint"); "target" keeps the target's alone. With neither entropy nor self-training the target is read
     for its amplitude alone, as in the paper's lambda_ent = 0 row, and "target" is refused.
+
+    greyscale: the network sees the luma of every image (ITU-R 601, PIL's "L") three times, in training and in prediction. With betas=()
+    this is model 1 of the two-model system (`segjax.methods.fda_contrastive`), whose released code means to do it but imports its colour
+    data sets instead.
 
     Not in the paper, and off by default: stylized_share < 1 leaves the other source images as they are; jitter, photometric jitter of
     both domains after stylization; ema_decay > 0 predicts with averaged weights; self_training_weight > 0 adds from step
@@ -73,6 +78,7 @@ def make(
     if self_training_weight > 0 and not ema_decay > 0:
         raise ConfigError("method.self_training_weight > 0 needs the averaged network that labels the target: set method.ema_decay=0.99")
     supervised = functools.partial(supervised_terms, align_corners=model.align_corners, aux_weight=aux_weight)
+    look = photometric.greyscale if greyscale else (lambda image: image)
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
@@ -83,6 +89,8 @@ def make(
         if target.shape[0] != source.shape[0]:  # not always: taking rows out of a sharded batch moves it between devices
             target = target[jnp.arange(source.shape[0]) % target.shape[0]]
         band_key, share_key = jax.random.split(key)
+        if not betas:
+            return source
         if len(betas) == 1:
             stylized = amplitude_transfer(source, target, betas[0], variant=variant)
         else:
@@ -93,7 +101,9 @@ def make(
         return jnp.where(chosen, stylized, source)
 
     def jittered(key: Key, image: Array) -> Array:
-        return color_jitter(key, image, brightness=jitter, contrast=jitter, saturation=jitter, hue=jitter / 4) if jitter else image
+        return (
+            photometric.color_jitter(key, image, brightness=jitter, contrast=jitter, saturation=jitter, hue=jitter / 4) if jitter else image
+        )
 
     def teacher_label(state: TrainState, target: Array, size: tuple[int, int]) -> Array:
         outputs, _ = train_forward(model, state.ema_params, state.ema_batch_stats, target, None)  # the batch's own statistics, no dropout
@@ -111,8 +121,8 @@ def make(
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         del frozen
         style_key, source_jitter, target_jitter, dropout_key = jax.random.split(state.step_key(), 4)
-        target = target_image(batch)
-        stylized = jittered(source_jitter, stylize(to_float(batch["source_image"]), target, style_key))
+        target = look(target_image(batch))
+        stylized = jittered(source_jitter, stylize(look(to_float(batch["source_image"])), target, style_key))
         inputs = {"source": stylized, "source_label": batch["source_label"]}
         if uses_target:
             inputs["target"] = jittered(target_jitter, target)
@@ -134,4 +144,4 @@ def make(
         state, metrics = descend(state, terms, inputs, optimizer, key=dropout_key, ema_decay=ema_decay, accumulate=accumulate)
         return state, metrics | share
 
-    return Method(init, step, predictor(model))
+    return Method(init, step, predictor(model, look))

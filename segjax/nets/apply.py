@@ -31,18 +31,22 @@ def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> 
     return outputs, changed.get("batch_stats", {})
 
 
-def full_size_logits(model, variables, image: Array) -> Array:
+def full_size_logits(model, variables, image: Array, look: Callable[[Array], Array] | None = None) -> Array:
     """Logits float32 [B,H,W,K] of a uint8 image [B,H,W,3], up-sampled bilinearly with the network's own corner rule."""
-    logits = model.apply(variables, to_float(image), train=False)["logits"]
+    seen = to_float(image) if look is None else look(to_float(image))
+    logits = model.apply(variables, seen, train=False)["logits"]
     size = image.shape[1], image.shape[2]
     return logits if logits.shape[1:3] == size else bilinear(logits, size, align_corners=model.align_corners)
 
 
-def predictor(model) -> Callable[[State, Frozen, Array], Array]:
-    """A method's `predict`: full-size logits of the averaged network where the state has one, else of the trained one."""
+def predictor(model, look: Callable[[Array], Array] | None = None) -> Callable[[State, Frozen, Array], Array]:
+    """A method's `predict`: full-size logits of the averaged network where the state has one, else of the trained one.
+
+    look: what the method does to float images before the network sees them, in training and here (model 1's greyscale).
+    """
 
     def predict(state: State, frozen: Frozen, image: Array) -> Array:
         del frozen
-        return full_size_logits(model, state.ema_variables, image)
+        return full_size_logits(model, state.ema_variables, image, look)
 
     return predict

@@ -51,18 +51,26 @@ def descend(
     equal parts of the inputs one after the other, each with a key of its own, for the memory of one; the loss is still that of the
     whole batch (`optim.accumulated_grad` says what BatchNorm makes of it).
     """
+    found, metrics, batch_stats = gradients(terms, state.params, inputs, carry=state.batch_stats, key=key, accumulate=accumulate)
+    return apply_gradients(state, found, optimizer, batch_stats, ema_decay), metrics
 
-    def part_terms(params, part, batch_stats):
+
+def gradients(
+    terms: Callable[[Any, dict[str, Array], Any, Key], tuple[Terms, Any]],
+    params: Any,
+    inputs: dict[str, Array],
+    *,
+    carry: Any,
+    key: Key,
+    accumulate: int = 1,
+) -> tuple[Any, Metrics, Any]:
+    """The first half of `descend`, for methods that carry more than statistics: (gradients, metrics, what `terms` made of `carry`)."""
+
+    def part_terms(params, part, carry):
+        part = dict(part)
         rows = part.pop("rows")
-        return terms(params, part, batch_stats, key if accumulate == 1 else jax.random.fold_in(key, rows[0]))
+        return terms(params, part, carry, key if accumulate == 1 else jax.random.fold_in(key, rows[0]))
 
     rows = jnp.arange(next(iter(inputs.values())).shape[0])
-    gradients, means, batch_stats = accumulated_grad(
-        lambda params, part, carry: part_terms(params, dict(part), carry),
-        state.params,
-        {**inputs, "rows": rows},
-        accumulate,
-        carry=state.batch_stats,
-    )
-    norm = jnp.asarray(optax.global_norm(gradients), jnp.float32)
-    return apply_gradients(state, gradients, optimizer, batch_stats, ema_decay), {**means, "gradient_norm": norm}
+    found, means, carry = accumulated_grad(part_terms, params, {**inputs, "rows": rows}, accumulate, carry=carry)
+    return found, {**means, "gradient_norm": jnp.asarray(optax.global_norm(found), jnp.float32)}, carry
