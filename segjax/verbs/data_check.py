@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,10 @@ def _check(source: data_source.Source, args: argparse.Namespace) -> dict[str, An
         print(f"\n{source.where}\n  WRONG  {error}", flush=True)
         return {"where": source.where, "ok": False, "faults": [dataclasses.asdict(fault)]}
     total = min(args.limit or len(dataset), len(dataset))
+    begun, busy = time.monotonic(), time.process_time()
     with progress(f"check {source.where}", total) as advance:
         findings = check.check(dataset, threads=args.threads or None, limit=args.limit or None, progress=lambda done, total: advance(1))
+    seconds, busy = time.monotonic() - begun, time.process_time() - busy
     if source.needs_labels and not findings.pixels.any() and findings.ok:
         fix = "give `labels`, or a file list with two words a line"
         findings.faults.append(Fault("set", "", "no label was read", "a training or an evaluation needs them", fix))
@@ -74,6 +77,7 @@ def _check(source: data_source.Source, args: argparse.Namespace) -> dict[str, An
         print(f"  {line}")
     if findings.ok:
         print(f"  good   {findings.examples} examples")
+    print(f"  read   {rate(findings.examples, seconds, busy)}")
     return _report(source.where, dataset, findings)
 
 
@@ -90,6 +94,12 @@ def fault_lines(faults: list[Fault], word: str) -> list[str]:
         if len(same) > SHOWN:
             lines.append(f"       ... and {len(same) - SHOWN} more")
     return lines
+
+
+def rate(examples: int, seconds: float, busy: float) -> str:
+    """How fast it went. seconds: of wall time; busy: of processor time, all threads together."""
+    each = f", {1000 * busy / examples:.1f} ms of processor time each" if examples else ""
+    return f"{examples} examples in {seconds:.1f} s: {examples / max(seconds, 1e-9):.0f} a second{each}"
 
 
 def class_lines(findings: check.Findings) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from segjax.errors import ConfigError
-from segjax.verbs import data
+from segjax.verbs import data, data_check
 
 
 def verb(capsys, **flags) -> tuple[int, str]:
@@ -41,6 +42,7 @@ def good(folder: pathlib.Path, count: int = 3) -> dict[str, str]:
 
 def test_good_folders(tmp_path, capsys):
     code, text = verb(capsys, **good(tmp_path))
+    assert re.search(r"\n  read   3 examples in \d+\.\d s: \d+ a second, \d+\.\d ms of processor time each\n", text)
     assert code == 0 and "good   3 examples" in text and "every data set can be used" in text
     assert (
         "WRONG" not in text and "sky            9.09 %  3 images".split() == next(row for row in text.splitlines() if "sky" in row).split()
@@ -103,6 +105,11 @@ def test_a_long_list_is_cut_and_counted(tmp_path, capsys):
     assert code == 3 and "WRONG  9 labels with ids out of range" in text and "... and 4 more" in text and text.count("bad") == 5
     code, text = verb(capsys, **flags, limit=5)
     assert code == 3 and "WRONG  5 labels with ids out of range" in text and "more" not in text
+
+
+def test_the_rate_in_words():
+    assert data_check.rate(468, 2.0, 0.936) == "468 examples in 2.0 s: 234 a second, 2.0 ms of processor time each"
+    assert data_check.rate(0, 0.0, 0.0) == "0 examples in 0.0 s: 0 a second"
 
 
 def test_a_class_that_never_occurs_is_a_hint(tmp_path, capsys):
