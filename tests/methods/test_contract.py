@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segjax.errors import ConfigError
-from segjax.methods import adabn, fda, source_only
+from segjax.methods import adabn, fda, fda_contrastive, source_only
 from segjax.nets.deeplab import DeepLabV2
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv
 from segjax.runtime import mesh as meshes
@@ -27,7 +27,7 @@ class Tiny(nn.Module):
         x = nn.relu(BatchNorm(name="norm1")(Conv(64, (3, 3), 2, name="conv1")(image), train))
         aux = Conv(self.num_classes, (1, 1), name="aux")(x)
         x = ChannelDropout(0.1)(nn.relu(BatchNorm(name="norm2")(Conv(64, name="conv2")(x), train)), train)
-        return {"logits": Conv(self.num_classes, (1, 1), name="last")(x), "aux_logits": aux}
+        return {"logits": Conv(self.num_classes, (1, 1), name="last")(x), "aux_logits": aux, "features": x}
 
 
 def optimizer(lr=0.05):
@@ -45,12 +45,31 @@ FULL = dict(
     self_training_threshold=0.3,
     statistics="target",
 )
+CONTRASTIVE = dict(
+    beta=0.1,
+    contrast_weight=0.1,
+    projection=8,
+    embedding="features",
+    sampling="balanced",
+    samples=40,
+    keys="batch",
+    memory=400,
+    form="all",
+    target_ce_weight=1.0,
+    target_ce_view="target",
+    statistics="target",
+    jitter=0.3,
+    ema_decay=0.9,
+)
 METHODS = {
     "source_only": lambda: source_only.make(model=Tiny(), optimizer=optimizer()),
     "source_only_ema_jitter": lambda: source_only.make(model=Tiny(), optimizer=optimizer(), jitter=0.4, ema_decay=0.9),
     "fda": lambda: fda.make(model=Tiny(), optimizer=optimizer(), betas=(0.1,)),
     "fda_corner_no_entropy": lambda: fda.make(model=Tiny(), optimizer=optimizer(), betas=(0.1,), variant="corner", entropy_weight=0.0),
     "fda_everything": lambda: fda.make(model=Tiny(), optimizer=optimizer(), **FULL),
+    "model1": lambda: fda.make(model=Tiny(), optimizer=optimizer(), betas=(), greyscale=True),
+    "fda_contrastive": lambda: fda_contrastive.make(model=Tiny(), optimizer=optimizer(), beta=0.1, samples=64, contrast_weight=0.1),
+    "fda_contrastive_everything": lambda: fda_contrastive.make(model=Tiny(), optimizer=optimizer(), **CONTRASTIVE),
     "adabn": lambda: adabn.make(model=Tiny(), optimizer=optimizer()),
 }
 
@@ -62,7 +81,12 @@ def batch():
     label = rng.integers(0, 5, size=(8, 4, 6)).repeat(6, 1).repeat(6, 2).astype(np.uint8)
     image = (label[..., None] * 50 + rng.integers(0, 30, size=(8, 24, 36, 3))).astype(np.uint8)
     label[:, :2] = IGNORE
-    return {"source_image": image, "source_label": label, "target_image": (image[::-1] // 2 + 20).astype(np.uint8)}
+    return {
+        "source_image": image,
+        "source_label": label,
+        "target_image": (image[::-1] // 2 + 20).astype(np.uint8),
+        "target_label": label[::-1],
+    }
 
 
 def run(method, batch, steps, mesh, state=None):
@@ -84,7 +108,7 @@ def test_eight_devices_give_what_one_gives(name, batch):
     one, history = run(METHODS[name](), batch, 10, meshes.make_mesh(1))
     assert all(np.isfinite(value) for row in history for value in row.values())
     assert int(one.step) == 10
-    for mesh in [meshes.make_mesh(2, 4)] + [meshes.make_mesh(8)] * (name == "fda_everything"):
+    for mesh in [meshes.make_mesh(2, 4)] + [meshes.make_mesh(8)] * name.endswith("everything"):
         many, other = run(METHODS[name](), batch, 10, mesh)
         for mine, theirs in zip(history, other, strict=True):
             for key in mine:
@@ -94,7 +118,7 @@ def test_eight_devices_give_what_one_gives(name, batch):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["source_only", "fda", "fda_everything"])
+@pytest.mark.parametrize("name", ["source_only", "fda", "fda_everything", "fda_contrastive", "fda_contrastive_everything"])
 def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch):
     method = METHODS[name]()
     state, history = run(method, batch, 40, meshes.make_mesh(1))
@@ -103,8 +127,9 @@ def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch
     assert logits.shape == (8, 24, 36, 5) and logits.dtype == jnp.float32
 
 
-def test_restart_equals_no_restart(batch):
-    method, mesh = METHODS["fda_everything"](), meshes.make_mesh(1)
+@pytest.mark.parametrize("name", ["fda_everything", "fda_contrastive_everything"])
+def test_restart_equals_no_restart(name, batch):
+    method, mesh = METHODS[name](), meshes.make_mesh(1)
     unbroken, _ = run(method, batch, 4, mesh)
     half, _ = run(method, batch, 2, mesh)
     resumed, _ = run(method, batch, 2, mesh, state=half)
