@@ -37,6 +37,20 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(
+    ("jaxlib", "given", "expected"),
+    [
+        ("0.10.2", "--a=1", "--a=1"),
+        ("0.11.0", "", "--xla_cpu_experimental_ynn_fusion_type="),
+        ("0.12.0.1", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
+        ("1.0", "--xla_cpu_experimental_ynn_fusion_type=DOT", "--xla_cpu_experimental_ynn_fusion_type=DOT"),
+    ],
+)
+def test_a_cpu_s_faulty_bfloat16_fusions_are_off(monkeypatch, jaxlib, given, expected):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: {"jaxlib": jaxlib}[package])
+    assert cli.xla_flags(given) == expected
+
+
 def test_help_lists_verbs_without_jax():
     code = (
         "import sys, segjax.cli as c; r = c.main(['--help']); assert not {'jax', 'numpy', 'ml_collections'} & set(sys.modules); sys.exit(r)"
