@@ -10,8 +10,8 @@ import numpy as np
 from segjax.errors import WeightsError
 from segjax.weights import pickles, safetensors_io
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
-"""Keys under which training scripts store the state dict beside meta data, an epoch or an optimizer."""
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "params", "ResNet101")
+"""Keys under which training scripts store the state dict beside meta data, an epoch or an optimizer (`ResNet101`, `model_state`: ProDA)."""
 PREFIXES = ("module.", "Scale.", "_orig_mod.")
 """What DataParallel, Caffe conversions and torch.compile put before every key."""
 BRANCHES = ("model.", "ema_model.", "imnet_model.", "mic.")
@@ -28,7 +28,7 @@ def unwrap(content: Any, *, branch: str = "model", name: str = "checkpoint") -> 
     WeightsError: no arrays at all, nested dicts of arrays that no wrapper key explains, an absent branch.
     """
     removed: list[str] = []
-    while isinstance(content, Mapping) and not any(isinstance(value, np.ndarray) for value in content.values()):
+    while isinstance(content, Mapping):
         inner = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
