@@ -26,14 +26,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalise(image: Array, kind: str) -> Array:
-    """An RGB image in [0,1] as a network wants it: "caffe" (BGR, 0..255 minus the mean), "imagenet" (mean and deviation) or "none"."""
-    if kind == "caffe":
-        return image[..., ::-1] * 255.0 - jnp.asarray(CAFFE_MEAN_BGR, image.dtype)
+    """An RGB image in [0,1] as a network wants it: "caffe" (BGR, 0..255 minus the mean), "imagenet" (mean and deviation) or "none".
+
+    "caffe_128" is caffe's over 128, roughly [-1, 1] (DiGA); "caffe_128_rgb" the same in RGB (DiGA's HRNet).
+    """
+    if kind in ("caffe", "caffe_128", "caffe_128_rgb"):
+        centred = image[..., ::-1] * 255.0 - jnp.asarray(CAFFE_MEAN_BGR, image.dtype)
+        if kind != "caffe":
+            centred = centred / 128.0
+        return centred[..., ::-1] if kind == "caffe_128_rgb" else centred
     if kind == "imagenet":
         return (image - jnp.asarray(IMAGENET_MEAN, image.dtype)) / jnp.asarray(IMAGENET_STD, image.dtype)
     if kind == "none":
         return image
-    raise ConfigError(f"model.normalization={kind!r}: expected caffe, imagenet or none")
+    raise ConfigError(f"model.normalization={kind!r}: expected caffe, caffe_128, caffe_128_rgb, imagenet or none")
 
 
 class AtrousClassifier(nn.Module):
