@@ -1,6 +1,7 @@
 """Photometric changes on the device: float [B,H,W,3] RGB in 0..1, every random number drawn for each image.
 
-The formulas are torchvision's (transforms/v2/functional/_color.py and _misc.py). `adjust_*` take a factor for each image, [B] or a scalar.
+The formulas are torchvision's (transforms/v2/functional/_color.py and _misc.py), with BT.601's luma.
+`adjust_*` take a factor for each image, [B] or a scalar.
 """
 
 import jax
@@ -10,7 +11,7 @@ from jax import lax
 from segjax.errors import ConfigError
 from segjax.typing import Array, Key
 
-_LUMA = (0.2989, 0.587, 0.114)  # torchvision's digits, not BT.601's
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which PIL and kornia have too; torchvision's tensor code writes 0.2989, and white loses 1e-4
 
 
 def _per_image(factor: Array | float) -> Array:
@@ -23,7 +24,7 @@ def _blend(image: Array, other: Array | float, factor: Array | float) -> Array:
 
 
 def greyscale(image: Array) -> Array:
-    """Luma 0.2989 R + 0.587 G + 0.114 B in all three channels, [B,H,W,3] -> [B,H,W,3]."""
+    """Luma 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601; PIL's mode "L" but for its rounding) in all three channels, [B,H,W,3] -> same."""
     red, green, blue = (image[..., i : i + 1] * weight for i, weight in enumerate(_LUMA))
     return jnp.broadcast_to(red + green + blue, image.shape)
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from segjax.errors import ConfigError
 from segjax.ops import photometric
 
-LUMA = np.array([0.2989, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def images(batch=3, size=(10, 12), seed=0):
@@ -30,6 +31,14 @@ def test_blends_are_torchvisions_formulas():
         (photometric.adjust_saturation, luma),
     ):
         np.testing.assert_allclose(jax.jit(adjust)(x, factor), np.clip(f * x + (1 - f) * other, 0, 1), atol=1e-6)
+
+
+def test_greyscale_is_pils():
+    x = np.random.default_rng(1).integers(0, 256, (1, 40, 50, 3), np.uint8)
+    want = np.asarray(Image.fromarray(x[0]).convert("L"), np.float32)
+    got = 255 * np.asarray(photometric.greyscale(x.astype(np.float32) / 255))
+    assert (got == got[..., :1]).all()
+    np.testing.assert_allclose(got[0, ..., 0], want, atol=0.5 + 2e-3)
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.21, 0.0, 0.1, 0.4])
