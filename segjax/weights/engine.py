@@ -47,7 +47,8 @@ class Rule:
     copies: further templates that hold the same array (tied weights, a buffer stored twice): compared if there on the way in, written on
         the way out.
     number: (i, groups) -> the {i} of the i-th layer where the layers of a stack do not simply follow each other from `first`.
-    levels: how many leading axes the stack has, in row-major order: 2 for a scan within a scan.
+    levels: how many leading axes the stack has, in row-major order: 2 for a scan within a scan; there a template with the word {j} counts
+        the outer axis by {i}, the inner one by {j} (from 0).
     share: (first, last, of): of the source's leading axis, cut into `of` equal parts, the parameter is parts first..last-1; the rules
         of its other shares name the same source, e.g. the query in an `in_proj_weight` that stacks query, key and value: (0, 1, 3).
     """
@@ -73,15 +74,17 @@ class Rule:
         if isinstance(self.source, tuple) and self.join is None:
             return [(key,) for key in self.source]
         parts = self.source if isinstance(self.source, tuple) else (self.source,)
+        if self.levels == 2 and any("{j}" in part for part in parts):
+            return [self._fill(parts, groups, i, j) for i in range(shape[0]) for j in range(shape[1])]
         return [self._fill(parts, groups, i) for i in range(math.prod(shape[: self.levels]) if self.stacked else 1)]
 
     def copied(self, groups: tuple[str, ...], layers: int) -> list[tuple[str, ...]]:
         """The keys of the copies of each layer."""
         return [self._fill(self.copies, groups, i) for i in range(layers)]
 
-    def _fill(self, templates: tuple[str, ...], groups: tuple[str, ...], i: int) -> tuple[str, ...]:
+    def _fill(self, templates: tuple[str, ...], groups: tuple[str, ...], i: int, j: int = 0) -> tuple[str, ...]:
         number = self.first + i if self.number is None else self.number(i, groups)
-        return tuple(part.format(*groups, i=number) for part in templates)
+        return tuple(part.format(*groups, i=number, j=j) for part in templates)
 
     def to_segjax(self, parts: list[np.ndarray]) -> np.ndarray:
         """One layer's array out of its sources."""

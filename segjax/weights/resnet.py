@@ -74,7 +74,8 @@ def depths(source: Mapping[str, np.ndarray], name: str, stem: str = "conv1.weigh
 
 def named_depth(source: Mapping[str, np.ndarray], name: str, last: str, stem: str = "conv1.weight") -> str:
     """resnet50 or resnet101, for a segmentation network whose classifier is `last`. WeightsError: another depth, or no such classifier."""
-    found, names = depths(source, name, stem), {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+    names: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+    found = depths(source, name, stem)
     if found not in names or last not in source:
         raise WeightsError(f"layout {name}: blocks {found} and {last!r}: expected {list(names)} and an atrous classifier")
     return names[found]

@@ -17,6 +17,8 @@ PREFIXES = ("module.", "Scale.", "_orig_mod.")
 BRANCHES = ("model.", "ema_model.", "imnet_model.", "mic.")
 """The networks of a self-training checkpoint (DAFormer's layout; `mic.teacher.ema_model.` where MIC keeps a teacher of its own). A file
 with `model.` alone is a plain wrapper."""
+CRITERION = "loss."
+"""The class weights of a loss that stand beside `model.` (HRNet-Semantic-Segmentation saves both in one module)."""
 
 
 def unwrap(content: Any, *, branch: str = "model", name: str = "checkpoint") -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -39,6 +41,9 @@ def unwrap(content: Any, *, branch: str = "model", name: str = "checkpoint") -> 
         keys = [str(key) for key in content][:10] if isinstance(content, Mapping) else type(content).__name__
         raise WeightsError(f"{name}: no state dict in it, found {keys}: expected tensors by name, bare or under one of {WRAPPERS}")
     while True:
+        network = {key: value for key, value in arrays.items() if not key.startswith(CRITERION)}
+        if network and all(key.startswith("model.") for key in network):
+            arrays = network
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in arrays)), None)
         if prefix is None and all(key.startswith(BRANCHES) for key in arrays):
             prefix = f"{branch}."

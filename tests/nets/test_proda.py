@@ -142,12 +142,6 @@ def test_the_backbone_of_a_deeplab_file_is_this_ones(tmp_path):
     )
 
 
-def test_prodas_own_checkpoint_is_unwrapped():
-    weights = {"conv1.weight": np.zeros(2)}
-    content = {"ResNet101": {"model_state": weights, "objective_vectors": np.zeros((19, 256))}, "iter": 3, "best_iou": 0.5}
-    assert wrappers.unwrap(content)[0].keys() == weights.keys()
-
-
 def test_what_it_cannot_be_is_told():
     for net, words in (
         (TINY.clone(channels=48), "model.channels=48: expected a multiple of 32"),

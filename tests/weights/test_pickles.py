@@ -198,6 +198,10 @@ def test_unwrap_takes_off_wrappers_and_prefixes():
     assert wrappers.unwrap({"model.a": x, "ema_model.a": x + 1, "imnet_model.a": x}, branch="ema_model")[0]["a"][0] == 1
     assert list(wrappers.unwrap({"Scale.conv1.weight": x, "Scale.bn1.weight": x})[0]) == ["conv1.weight", "bn1.weight"]
     assert list(wrappers.unwrap({"module.a": x, "b": x, "input_resolution": 224})[0]) == ["module.a", "b"]
+    assert list(wrappers.unwrap({"module.model.a": x, "module.loss.criterion.weight": x})[0]) == ["a"]
+    assert list(wrappers.unwrap({"loss.criterion.weight": x})[0]) == ["loss.criterion.weight"]
+    nested = {"ResNet101": {"model_state": {"a": x}, "objective_vectors": x}, "best_iou": 0.5}
+    assert wrappers.unwrap(nested)[1] == ("ResNet101", "model_state") and list(wrappers.unwrap(nested)[0]) == ["a"]
     with pytest.raises(WeightsError, match="no network 'ema_model'"):
         wrappers.unwrap({"model.a": x}, branch="ema_model")
     with pytest.raises(WeightsError, match="no state dict"):

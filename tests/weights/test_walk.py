@@ -168,3 +168,12 @@ def test_a_scan_within_a_scan_and_numbers_of_its_own():
     assert set(back) == {*source, "twin.3", "twin.6"} and all(np.array_equal(back[key], source[key]) for key in source)
     with pytest.raises(WeightsError, match=r"b\.1\.w \(3,\) does not fit"):
         walk.to_segjax(source, Layout("toy", rules), like | {"params/from1/plain/scale": np.empty((2, 2, 4))})
+
+
+def test_a_scan_within_a_scan_may_count_both_axes():
+    rule = Rule(r"params/stage(\d)/blocks/scale", "stage{0}.{i}.block.{j}.w", levels=2, first=1)
+    source = {f"stage4.{i}.block.{j}.w": np.full(5, 10 * i + j, np.float32) for i in (1, 2) for j in (0, 1, 2)}
+    flat = walk.to_segjax(source, Layout("toy", (rule,)), {"params/stage4/blocks/scale": np.empty((2, 3, 5))})
+    assert flat["params/stage4/blocks/scale"][..., 0].tolist() == [[10, 11, 12], [20, 21, 22]]
+    back = walk.to_source(flat, Layout("toy", (rule,)))
+    assert back.keys() == source.keys() and all(np.array_equal(back[key], source[key]) for key in source)
