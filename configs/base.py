@@ -109,6 +109,20 @@ def add_stage(
     return stage
 
 
+def add_labels(
+    config: ConfigDict, name: str, *, networks: tuple[str, ...], dataset: Mapping[str, Any], size: Any = None, **changes: Any
+) -> ConfigDict:
+    """Appends a stage that labels a data set with the networks of earlier stages (`segjax pseudo-label`)."""
+    look = {"style": {}, "beta": 0.01, "variant": "centred"}
+    rule = {"rule": "none", "share": 0.66, "cap": 0.9}
+    parts = {"verb": "pseudo-label", "networks": networks, "dataset": dataset, "size": size, **look, **rule}
+    mesh = {key: config.mesh.get_oneway_ref(key) for key in ("data", "fsdp")}
+    stage = ConfigDict(_own_links({**parts, "batch_size": 1, **changes, "mesh": mesh}))
+    config.stages[name] = stage
+    config.order = (*config.order, name)
+    return stage
+
+
 def _own_links(value: Any) -> Any:
     """Gives every value that follows a field of the run its own link to it: overriding it in one stage must not change the others."""
     if isinstance(value, Mapping):

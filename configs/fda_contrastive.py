@@ -95,7 +95,7 @@ def _add(kit: Kit, stage: str, **changes) -> None:
         networks = {"trg_in_trg": ("model1_colour",), "trg_in_src": ("model1_colour",), "pseudo": ("model1",), "pseudo_2": ("cl_pl",)}
         mbt = {"mbt": ("fda_01", "fda_05", "fda_09"), "mbt_sst": ("sst_01", "sst_05", "sst_09")}
         own = {"networks": {**networks, **mbt}[stage], "rule": "code" if stage == "mbt" else "none", "style": {}}
-        own |= {"style": kit.labels["style"]} if stage in ("trg_in_src", "pseudo") else {}
+        own |= {"style": kit.labels.get("style", {})} if stage in ("trg_in_src", "pseudo") else {}
         base.add_labels(config, stage, **{**kit.labels, **own, **changes})
 
 
@@ -146,6 +146,70 @@ def _gta_cityscapes(net: str, row: str):
     for stage in STAGES if row == "all" else ROWS[row]:
         over_val = {"dataset": base.cityscapes(config, "val")} if stage == "mbt_sst" else {}  # FDA's result is an average on val
         _add(kit, stage, **over_val)
+    return config
+
+
+def _camvid_day_dusk():
+    """Day to dusk on photographs, ENet: every target stage goes on from the network of the day alone."""
+    config = base.run("fda_contrastive_camvid_day_dusk", steps=600, batch_size=4)
+    config.data, config.weights = "data/camvid", "weights/enet_cityscapes.safetensors"
+    camvid = {"make": base.FOLDERS, "label_space": "camvid11"}
+    train, val = ({**camvid, "file_list": base.under_data(config, f"{part}.txt")} for part in ("train", "val"))
+    day, dusk = {**train, "include": ("0006R0", "0016E5"), "cache": True}, {**train, "include": ("0001TP",), "cache": True}
+    scored = {"size": (360, 480), "upsample": "prediction"}
+    shared = {
+        "model": {
+            "make": base.ENET,
+            "num_classes": 11,
+            "layout": "torch7",
+            "dtype": "float32",
+            "weights": config.get_oneway_ref("weights"),
+        },
+        "optimizer": {"name": "adam", "lr": 5e-4, "weight_decay": 2e-4, "schedule": "poly", "power": 0.9},
+        "data": {"source": day, "target": {**dusk, "labelled": False}, "crop": (192, 288)},
+        "evaluate": {"dusk": {**dusk, "split": "train", **scored}, "day": {**val, "split": "val", **scored}},
+    }
+    return _small(config, shared, whole=(360, 480), truth=dusk, steps=200)
+
+
+def _quickstart():
+    """The same on the embedded street scenes of configs/quickstart.py."""
+    config = base.run("fda_contrastive_quickstart", steps=250, batch_size=8)
+    size = (96, 192)
+    scenes = {"make": base.STREET_SCENES, "size": size, "length": 2000, "split": "train"}
+    dusk, held_out = {**scenes, "look": "dusk"}, {**scenes, "length": 64, "split": "val"}
+    shared = {
+        "model": {"make": base.ENET, "num_classes": 19, "layout": "pytorch", "dtype": "float32"},
+        "optimizer": {"name": "adam", "lr": 2e-3, "weight_decay": 2e-4, "schedule": "poly", "power": 0.9},
+        "data": {"source": {**scenes, "look": "day"}, "target": {**dusk, "labelled": False}, "crop": (64, 128)},
+        "evaluate": {"dusk": {**held_out, "look": "dusk"}, "day": {**held_out, "look": "day"}},
+    }
+    return _small(config, shared, whole=size, truth=dusk, steps=100)
+
+
+def _small(config, shared: dict, *, whole: tuple[int, int], truth: dict, steps: int):
+    """Source alone, AdaBN, FDA, pseudo-labels of the last one, and model 2 with each of its losses, all from the source's network."""
+    base.add_stage(config, "source_only", method=base.source_only(), **shared)
+    images = {**shared, "data": {**shared["data"], "crop": whole, "flip": False}}
+    adabn = {"method": {"make": base.ADABN}, "steps": 8, "batch_size": 8}
+    base.add_stage(config, "adabn", **images, **adabn, start_from="source_only")
+    common = {"statistics": "target", "jitter": 0.2, "ema_decay": 0.98}
+    gentle = {**shared, "optimizer": {**shared["optimizer"], "lr": shared["optimizer"]["lr"] * 0.4}}
+    kit = Kit(
+        config,
+        first=gentle,
+        second=gentle,
+        model1=common,
+        fda=common,
+        model2={"samples": 1000, **common},
+        labels={"dataset": truth, "batch_size": 8},
+        truth=truth,
+        steps=(steps, steps, steps),
+    )
+    _add(kit, "fda_01", start_from="source_only")
+    _add(kit, "pseudo", networks=("fda_01",), style={})
+    for stage in ("ce_pl", "cl_pl", "cl_gt"):
+        _add(kit, stage, start_from="source_only")
     return config
 
 
