@@ -47,9 +47,10 @@ def supervised_contrastive(
     if form not in FORMS or over not in ("anchors", "positives"):
         raise ValueError(f"form={form!r} over={over!r}: expected a form of {FORMS} and over='anchors' or 'positives'")
     anchors, keys = anchors.astype(jnp.float32), keys.astype(jnp.float32)
+    anchor_label, key_label = anchor_label.astype(jnp.int32), key_label.astype(jnp.int32)  # uint8 has no -1
     takes_part = (anchor_label >= 0) & (anchor_label < num_classes)
-    key_class = jnp.where((key_label >= 0) & (key_label < num_classes), key_label, -1).astype(jnp.int32)
-    anchor_class = jnp.where(takes_part, anchor_label, -2).astype(jnp.int32)
+    key_class = jnp.where((key_label >= 0) & (key_label < num_classes), key_label, -1)
+    anchor_class = jnp.where(takes_part, anchor_label, -2)
     itself = jnp.full(anchors.shape[0], -1, jnp.int32) if itself is None else itself.astype(jnp.int32)
     positives = _positive_count(anchor_class, key_class, itself, num_classes)
     weight = (takes_part & (positives > 0)).astype(jnp.float32)

@@ -97,9 +97,11 @@ def problem(n=70, m=90, classes=4, d=16):
     return draw(n), draw(m), label(n), label(m)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
 @pytest.mark.parametrize("form", ["all", "negatives"])
-def test_blocks_equal_the_dense_form_with_other_lengths_and_ignored_pixels(form):
-    anchors, keys, anchor_label, key_label = problem()
+def test_blocks_equal_the_dense_form_with_other_lengths_and_ignored_pixels(form, kind):
+    anchors, keys, *labels = problem()
+    anchor_label, key_label = (jnp.asarray(label.astype(kind)) for label in labels)
     options = dict(temperature=0.1, form=form, num_classes=4)
     ours = jax.jit(
         jax.value_and_grad(lambda a, k: mean(a, k, anchor_label, key_label, block=32, **options), (0, 1)),
