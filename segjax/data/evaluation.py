@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import grain
 import numpy as np
@@ -33,6 +33,7 @@ def evaluation_batches(
     *,
     batch_size: int,
     size: tuple[int, int] | None = None,
+    only: Container[int] | None = None,
     max_shapes: int = MAX_SHAPES,
     process_index: int = 0,
     process_count: int = 1,
@@ -43,14 +44,17 @@ def evaluation_batches(
     size: (height, width) that images alone are resized to; labels keep their own, so that scores are counted on true pixels. "label" is
     absent from an unlabelled set. A batch holds examples of one group (`groups`); "size" has each example's own. Where they are not the
     canvas's ("exact" False) the label is filled up to it with 255 and, without `size`, the image by repeating its last row and column.
-    The last batch of a group is filled up with copies whose label is 255, name "" and index -1. b is this process's share; every process
-    yields the same shapes in the same order. DataError: empty set, a label whose size is not its image's in a padded group.
+    The last batch of a group is filled up with copies whose label is 255, name "" and index -1. only: batches without any of these
+    examples are left out, and the others stay what they are (work that was interrupted goes on with equal batches). b is this process's
+    share; every process yields the same shapes in the same order. DataError: empty set, a label whose size is not its image's in a padded
+    group.
     """
     local = share(batch_size, process_count)
     plan = [
         (group, group.indices[start : start + batch_size])
         for group in groups(dataset, max_shapes=max_shapes)
         for start in range(0, len(group.indices), batch_size)
+        if only is None or any(index in only for index in group.indices[start : start + batch_size])
     ]
     rows = slice(process_index * local, (process_index + 1) * local)
 

@@ -25,14 +25,18 @@ def mean_softmax(logits: Sequence[Array], weights: Sequence[float] | None = None
     return jnp.sum(jnp.stack(parts), 0)
 
 
-def confidence_histogram(label: Array, confidence: Array, num_classes: int, bins: int = 1 << 16) -> Array:
-    """How many pixels of each predicted class have which confidence: int32 [num_classes, bins].
+def confidence_bins(confidence: Array, bins: int = 1 << 16) -> Array:
+    """The bin of each confidence in [0,1], int32: bin b holds those from b / bins up to (b + 1) / bins, 1 goes into the last."""
+    return jnp.clip((confidence * bins).astype(jnp.int32), 0, bins - 1)
 
-    label: predicted ids (255 left out), confidence in [0,1], of one shape. Bin b holds confidences from b / bins up to (b + 1) / bins, 1
-    goes into the last. Histograms of batches add up, so thresholds over a whole set need no second look at it.
+
+def confidence_histogram(label: Array, confidence: Array, num_classes: int, bins: int = 1 << 16) -> Array:
+    """How many pixels of each predicted class have which confidence (`confidence_bins`): int32 [num_classes, bins].
+
+    label: predicted ids (255 left out), confidence in [0,1], of one shape. Histograms of batches add up, so thresholds over a whole
+    set need no second look at it.
     """
-    bin_of = jnp.clip((confidence * bins).astype(jnp.int32), 0, bins - 1)
-    place = jnp.where(label < num_classes, label.astype(jnp.int32) * bins + bin_of, num_classes * bins)
+    place = jnp.where(label < num_classes, label.astype(jnp.int32) * bins + confidence_bins(confidence, bins), num_classes * bins)
     return jnp.bincount(place.ravel(), length=num_classes * bins + 1)[:-1].reshape(num_classes, bins)
 
 

@@ -6,6 +6,7 @@ Impossible combinations raise here, before a device is touched.
 
 import dataclasses
 import inspect
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from segjax.errors import ConfigError, DataError
 from segjax.runtime import mesh as meshes
 from segjax.runtime import optim
 from segjax.typing import Method
+from segjax.verbs import stages
 from segjax.verbs.resolve import call as call  # these four are used through `build` by the other verbs
 from segjax.verbs.resolve import import_string as import_string
 from segjax.verbs.resolve import nearest
@@ -34,7 +36,7 @@ BATCH_KEYS = ("workers", "target_batch_size")
 PART_KEYS = ("weight", "repeat", "sampling")
 """Keys of a mixture's part that say how much of it is drawn; the others are the data set's arguments."""
 
-OPTIONAL_KEYS = ("start_from", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
+OPTIONAL_KEYS = ("verb", "start_from", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
 """Keys that a stage may leave out."""
 
 
@@ -61,39 +63,58 @@ class Stage:
 
 def stage_names(config) -> tuple[str, ...]:
     """The stages in the order in which `segjax run` walks them. ConfigError when `order` and `stages` disagree."""
-    order, stages = tuple(config.get("order", ())), tuple(config.get("stages", {}))
+    order, known = tuple(config.get("order", ())), tuple(config.get("stages", {}))
     if not order:
-        raise ConfigError(f"config.order is empty: name the stages to run, known: {', '.join(stages) or 'none'}")
+        raise ConfigError(f"config.order is empty: name the stages to run, known: {', '.join(known) or 'none'}")
     for name in order:
-        if name not in stages:
-            raise ConfigError(f"config.order names the stage {name!r}: {nearest(name, stages)}")
+        if name not in known:
+            raise ConfigError(f"config.order names the stage {name!r}: {nearest(name, known)}")
     for position, name in enumerate(order):
         before = order[:position]
-        start = config.stages[name].get("start_from", "")
-        if start and start not in before:
-            raise ConfigError(f"config.stages.{name}.start_from={start!r}: expected an earlier stage: {', '.join(before) or 'none'}")
+        for needed, key in stages.needs(plain(config.stages[name])).items():
+            if needed not in before:
+                raise ConfigError(f"config.stages.{name}.{key}={needed!r}: expected an earlier stage: {', '.join(before) or 'none'}")
     return order
 
 
-def stage(config, name: str) -> Stage:
-    """Builds one stage's network and method. ConfigError names the key that is wrong."""
-    if name not in config.stages:
-        raise ConfigError(f"unknown stage {name!r}: {nearest(name, config.stages)}")
-    seed = config.get("seed", 0)
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"config.seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
-    return _assemble(name, seed, plain(config.stages[name]))
+def stage(config, name: str, places: Mapping[str, pathlib.Path] | None = None) -> Stage:
+    """Builds the network and method of a stage that is trained. places: the folders of earlier stages that its values name.
+
+    ConfigError names the key that is wrong, or the verb that makes a stage of another kind.
+    """
+    if (verb := stages.verb(config, name)) != stages.TRAIN:
+        raise ConfigError(f"stage {name} has no network of its own, it is made by `segjax {verb}`: pass --stage with one that is trained")
+    return _assemble(name, seed(config), stages.filled(plain(config.stages[name]), places or {}))
+
+
+def seed(config) -> int:
+    """The run's seed. ConfigError when it is none."""
+    found = config.get("seed", 0)
+    if not isinstance(found, int) or not 0 <= found < 2**32:
+        raise ConfigError(f"config.seed={found!r}: expected a whole number from 0 to {2**32 - 1}")
+    return found
+
+
+def last_trained(config) -> str:
+    """The last stage that is trained: what `evaluate` and `predict` take when no stage is named. ConfigError when there is none."""
+    trained = [name for name in stage_names(config) if stages.verb(config, name) == stages.TRAIN]
+    if not trained:
+        raise ConfigError(f"none of the stages {', '.join(stage_names(config))} is trained, so there is no network")
+    return trained[-1]
 
 
 def dataset(spec: Mapping[str, Any], where: str, *, scored: bool = False) -> Any:
-    """A data set of a config; the `parts` of a mixture are built too. In an `evaluate` entry (`scored`), keys that steer the scoring reach
-    the maker only if it takes them too.
+    """A data set of a config; the `parts` of a mixture and a `dataset` within a data set are built too. In an `evaluate` entry (`scored`),
+    keys that steer the scoring reach the maker only if it takes them too.
 
     ConfigError: a key that the maker does not take. DataError: no example.
     """
     if scored and "make" in spec:
         parameters = inspect.signature(import_string(spec["make"], where)).parameters
         spec = {key: value for key, value in spec.items() if key not in EVALUATE_KEYS or key in parameters}
+    stages.refuse_unfilled(spec, where)
+    if isinstance(spec.get("dataset"), Mapping):
+        spec = {**spec, "dataset": dataset(spec["dataset"], f"{where}.dataset")}
     if "parts" in spec:
         spec = {**spec, "parts": tuple(_part(part, f"{where}.parts[{number}]") for number, part in enumerate(spec["parts"]))}
     found = resolve(spec, where)
@@ -129,6 +150,11 @@ def training_data(stage: Stage) -> TrainingData:
         raise ConfigError(
             f"config.stages.{stage.name}.model.num_classes={stage.model.num_classes} but data.source is {source.label_space.name} "
             f"with {classes} classes: set num_classes={classes}, or another label_space"
+        )
+    if data.get("target_labels") and target is not None and target.label_space.classes != source.label_space.classes:
+        raise DataError(
+            f"{where}.target: {target!r} has labels of {target.label_space.name}, but data.source is {source.label_space.name}: "
+            "one network learns both, so give them one label_space"
         )
     options = {key: value for key, value in data.items() if key not in BATCH_KEYS}
     options["sampling"] = resolve(data["sampling"], f"{where}.sampling") if data.get("sampling") else None

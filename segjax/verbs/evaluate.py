@@ -34,7 +34,7 @@ def add_network_arguments(parser: argparse.ArgumentParser):
     """The flags that choose a network, shared with `predict`."""
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="a run's directory or one stage's")
-    parser.add_argument("--stage", default="", metavar="NAME", help="default: the config's last stage")
+    parser.add_argument("--stage", default="", metavar="NAME", help="default: the config's last stage that is trained")
     parser.add_argument("--weights", type=pathlib.Path, metavar="FILE", help="segjax safetensors, in place of what the stage has learned")
 
 
@@ -62,7 +62,7 @@ def _score_files(args: argparse.Namespace, changes: dict[str, Any]) -> int:
     if args.weights is not None or changes:
         unused = ", ".join(["--weights"] * (args.weights is not None) + [f"--{key.replace('_', '-')}" for key in changes])
         raise ConfigError(f"--predictions={args.predictions} runs no network, so {unused} would do nothing: leave it out")
-    stage = build.stage(args.config, args.stage or build.stage_names(args.config)[-1])
+    stage = build.stage(args.config, args.stage or build.last_trained(args.config))
     folder.writable(args.workdir / "eval")
     for trial in scoring.trials(stage, args.dataset):
         score = score_files.score_files(trial, args.predictions, args.ids)
@@ -88,18 +88,18 @@ class Network:
 def load(args: argparse.Namespace) -> Network:
     """The network that the flags choose: --weights, else the stage's exported weights, else its newest checkpoint."""
     startup.begin()
-    names = build.stage_names(args.config)
-    stage = build.stage(args.config, args.stage or names[-1])
+    stage = build.stage(args.config, args.stage or build.last_trained(args.config))
     place = folder.of_stage(args.workdir, stage.name) or args.workdir
     if args.weights is not None:
-        return _from_file(stage, args.weights, args.workdir)
+        return from_file(stage, args.weights, args.workdir)
     # Without done.json beside checkpoints, exported weights are those of an earlier run in a folder that trains on.
     if (place / folder.WEIGHTS).is_file() and (folder.read_done(place) is not None or not (place / "checkpoints").is_dir()):
-        return _from_file(stage, place / folder.WEIGHTS, place)
+        return from_file(stage, place / folder.WEIGHTS, place)
     return _from_checkpoint(stage, place)
 
 
-def _from_file(stage: build.Stage, path: pathlib.Path, place: pathlib.Path) -> Network:
+def from_file(stage: build.Stage, path: pathlib.Path, place: pathlib.Path) -> Network:
+    """A stage over the weights in a file; its outputs are the file's. place: the folder that the network is said to be of."""
     count, name = variables.outputs_of(path, stage.model)
     space, first = build.output_space(name, count, str(path))
     stage = stage.with_classes(count)

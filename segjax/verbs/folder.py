@@ -20,17 +20,20 @@ from segjax.runtime import workdir
 from segjax.verbs import build
 from segjax.weights import safetensors_io
 
-CONFIG, INFO, DONE, WEIGHTS = "config.json", "run.json", "done.json", "weights.safetensors"
+CONFIG, INFO, DONE, WEIGHTS, PARTIAL = "config.json", "run.json", "done.json", "weights.safetensors", "partial"
 _NEUTRAL = {"mesh", "sharding", "log_every", "checkpoint_every", "evaluate_every", "keep", "data.workers"}
 """Settings that change how a result is reached and not what it is."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def settings(config, stage: build.Stage, datasets: Iterable[Any], start: "str | pathlib.Path") -> dict[str, Any]:
-    """What config.json holds: the run's name, the stage, the seed, the stage's resolved values and what it was made from (`inputs`)."""
-    about = {"name": config.get("name", ""), "stage": stage.name, "seed": stage.seed}
-    value = {**about, **build.plain(stage.spec), "inputs": inputs(datasets, start)}
+def settings(config, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json holds: the run's name, the stage, the seed, the stage's resolved values and what it was made from (`inputs`).
+
+    "{stage:NAME}" stays as it is in the values: a run that was moved is still the same run, and `inputs` tells what was in that folder.
+    """
+    about = {"name": config.get("name", ""), "stage": name, "seed": build.seed(config)}
+    value = {**about, **build.plain(config.stages[name]), "inputs": inputs}
     return json.loads(json.dumps(value))
 
 
@@ -38,6 +41,20 @@ def inputs(datasets: Iterable[Any], start: "str | pathlib.Path") -> dict[str, An
     """What a stage was made from besides its settings: the data sets' descriptions, and the sha256 of the weights that it starts from."""
     weights = safetensors_io.sha256(start) if pathlib.Path(start).is_file() else ""
     return {"data": [repr(dataset) for dataset in datasets], "weights": weights}
+
+
+def stage_inputs(names: Iterable[str], places: Mapping[str, pathlib.Path]) -> dict[str, dict[str, str]]:
+    """What stands in `inputs` for earlier stages that a stage's values name: the sha256 of what each has left, as its done.json tells.
+
+    ConfigError: a stage that is not finished.
+    """
+    found = {}
+    for name in names:
+        done = read_done(places[name]) if name in places else None
+        if done is None:
+            raise ConfigError(f"stage {name} is not finished{f' in {places[name]}' if name in places else ''}: `segjax run` makes it first")
+        found[name] = {key: value for key, value in done.items() if key.endswith("_sha256")}
+    return found
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -54,11 +71,10 @@ def prepare(place: pathlib.Path, settings: Mapping[str, Any], mesh: jax.sharding
     """
     if jax.process_index() == 0:
         workdir.refuse_if_in_use(place)
-    old = read_json(place / CONFIG) if (place / "checkpoints").exists() or (place / DONE).exists() else None
-    if old is not None and (changes := difference(old, settings)):
+    if found := changes(place, settings):
         if on_change == "refuse":
             raise ConfigError(
-                f"{place} was made with other settings or inputs ({'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}): use "
+                f"{place} was made with other settings or inputs ({'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}): use "
                 f"another --workdir, or --on-change=continue (go on with the new ones) or --on-change=restart (the old folder is renamed)"
             )
         if on_change == "restart" and jax.process_index() == 0:
@@ -67,6 +83,12 @@ def prepare(place: pathlib.Path, settings: Mapping[str, Any], mesh: jax.sharding
         write_json(place / CONFIG, settings)
         write_json(place / INFO, _info(mesh))
         (place / DONE).unlink(missing_ok=True)
+
+
+def changes(place: pathlib.Path, settings: Mapping[str, Any]) -> list[str]:
+    """What differs from the settings of the work that a folder holds; nothing when it holds none."""
+    old = read_json(place / CONFIG) if any((place / name).exists() for name in ("checkpoints", PARTIAL, DONE)) else None
+    return [] if old is None else difference(old, settings)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -91,10 +113,16 @@ def of_stage(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
     return found[0] if found else None
 
 
+def beside(place: pathlib.Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
+    """The folders of those stages that lie finished beside a stage's own folder `place`."""
+    found = {name: of_stage(place.absolute().parent, name) for name in names}
+    return {name: path for name, path in found.items() if path is not None and read_done(path) is not None}
+
+
 def read_done(place: pathlib.Path) -> dict[str, Any] | None:
-    """done.json of a finished stage whose exported weights are there, else None."""
+    """done.json of a finished stage whose result (`product`, of a trained stage its exported weights) is there, else None."""
     done = read_json(place / DONE)
-    return done if done is not None and "digest" in done and (place / WEIGHTS).is_file() else None
+    return done if done is not None and "digest" in done and (place / done.get("product", WEIGHTS)).is_file() else None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ image; DiGA `scales=(1.0, 0.5), combine="max"`; HRDA `window=(1024, 1024), strid
 import argparse
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -94,6 +94,14 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
     return found | {key: value for key in ("combine", "window_batch", "upsample") if (value := getattr(args, key)) is not None}
 
 
+def windowed(function: Callable[[Array], Array], how: Inference) -> Callable[[Array], Array]:
+    """A function image -> logits of one size that reads the image in windows, if `how` says so."""
+    if how.window is None:
+        return function
+    stride = how.stride or (max(1, how.window[0] * 2 // 3), max(1, how.window[1] * 2 // 3))
+    return functools.partial(windows.slide, function, window=how.window, stride=stride, batch=how.window_batch)
+
+
 @functools.partial(jax.jit, static_argnames=("predict", "align_corners", "how", "canvas", "fitted"))
 def answer(
     predict: Any, state: Any, image: Array, size: Array, *, align_corners: bool, how: Inference, canvas: tuple[int, int], fitted: bool
@@ -103,11 +111,7 @@ def answer(
     predict: a method's. image: uint8 [B,h,w,3]. canvas: (height, width) of the answer. fitted: rows differ in size within the canvas
     (size: int32 [B,2]) while the images were resized to one size.
     """
-    ask = lambda image: predict(state, (), image)
-    function = ask
-    if how.window is not None:
-        stride = how.stride or (max(1, how.window[0] * 2 // 3), max(1, how.window[1] * 2 // 3))
-        function = functools.partial(windows.slide, ask, window=how.window, stride=stride, batch=how.window_batch)
+    function = windowed(lambda image: predict(state, (), image), how)
     views: dict[str, Any] = dict(scales=how.scales, flip=how.flip, combine=how.combine)
     to = (image.shape[1], image.shape[2]) if how.upsample == "prediction" else canvas
     if fitted and how.upsample == "logits":

@@ -1,6 +1,6 @@
 """Run every stage of a config in order: finished stages are skipped, interrupted ones go on. Ends with a table and report.html.
 
-Each stage gets a folder DIR/NN-name/ as `segjax train` leaves it; results.json and results.md hold the table.
+Each stage gets a folder DIR/NN-name/ as its verb leaves it (train, pseudo-label); results.json and results.md hold the table.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import pathlib
 import jax
 
 from segjax.errors import ConfigError
-from segjax.verbs import build, folder, report, startup, train
+from segjax.verbs import build, folder, report, stages, startup, train
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -19,18 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains the stages of `config.order`. Whatever a stage raises (75 when preempted) ends the run; the same command goes on there."""
+    """Makes the stages of `config.order`, each by its verb.
+
+    Whatever a stage raises (75 when preempted) ends the run; the same command goes on there.
+    """
     startup.begin()
     names = build.stage_names(args.config)
-    for name in names:
-        build.stage(args.config, name)  # a mistake in the last stage should not wait for the first to finish
+    verbs = {name: stages.module(args.config, name) for name in names}
+    for name, verb in verbs.items():
+        verb.check_stage(args.config, name)  # a mistake in the last stage should not wait for the first to finish
     places = {name: args.workdir / f"{number:02d}-{name}" for number, name in enumerate(names, 1)}
     done = {}
-    for name, place in places.items():
-        before = args.config.stages[name].get("start_from", "")
-        start = places[before] / folder.WEIGHTS if before else None
-        print(f"[{list(places).index(name) + 1}/{len(places)}] {name}", flush=True)
-        done[name] = train.train_stage(args.config, name, place, start=start, on_change=args.on_change)
+    for number, (name, verb) in enumerate(verbs.items(), 1):
+        print(f"[{number}/{len(places)}] {name}", flush=True)
+        done[name] = verb.run_stage(args.config, name, places[name], places, args.on_change)
     if jax.process_index() == 0:
         _conclude(args.workdir, done)
     return 0

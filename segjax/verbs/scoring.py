@@ -60,7 +60,7 @@ def trials(stage: build.Stage, only: str = "", changes: Mapping[str, Any] | None
     specs = stage.spec["evaluate"]
     if only and only not in specs:
         raise ConfigError(f"--dataset={only}: stage {stage.name} evaluates {', '.join(specs) or 'nothing'}")
-    learned = _learned(stage.spec.get("data", {}).get("source", {}))
+    learned = learned_by(stage.spec.get("data", {}).get("source", {}))
     return [
         _trial(name, {**spec, **(changes or {})}, f"config.stages.{stage.name}.evaluate.{name}", learned)
         for name, spec in specs.items()
@@ -75,16 +75,19 @@ def _trial(name: str, spec: Mapping[str, Any], where: str, learned: tuple[str, .
     data = build.dataset(spec, where, scored=True)
     if not data.labelled:
         raise DataError(f"{where}: {data!r} has no labels, so it cannot be scored")
-    means = subsets(data.label_space)
-    headline = spec.get("score", "") or next(
-        (mean for mean, ids in means.items() if {data.label_space.classes[i] for i in ids} <= set(learned)), next(iter(means))
-    )
-    if headline not in means:
-        raise ConfigError(f"{where}.score={headline!r}: {data.label_space.name} has {', '.join(means)}")
-    return Trial(name, spec.get("split", "val"), data, size, how, headline)
+    return Trial(name, spec.get("split", "val"), data, size, how, headline(data.label_space, spec.get("score", ""), learned, where))
 
 
-def _learned(source: Mapping[str, Any]) -> tuple[str, ...]:
+def headline(space: label_spaces.LabelSpace, wanted: str, learned: tuple[str, ...], where: str) -> str:
+    """The mean that stands for a score: `wanted`, else the largest over classes that were `learned`. ConfigError: no such mean."""
+    means = subsets(space)
+    found = wanted or next((mean for mean, ids in means.items() if {space.classes[i] for i in ids} <= set(learned)), next(iter(means)))
+    if found not in means:
+        raise ConfigError(f"{where}.score={found!r}: {space.name} has {', '.join(means)}")
+    return found
+
+
+def learned_by(source: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes that a stage's source can teach: what SYNTHIA lacks should not be divided by, whatever the network's outputs."""
     names = f"{source.get('make', '')} {source.get('encoding', '')}".lower()
     space = source.get("label_space", "cityscapes19")
@@ -166,14 +169,23 @@ def _keep(
     rows = [row for row, index in enumerate(batch["index"]) if index in chosen]
     if not rows:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     predicted = np.asarray(prediction)
     for row in rows:
-        name, (height, width) = _file_name(batch["name"][row]), batch["size"][row]
+        height, width = batch["size"][row]
         image = batch["image"][row, :height, :width] if padded else batch["image"][row]
-        Image.fromarray(image).save(folder / f"{name}.image.jpg", quality=90)
-        Image.fromarray(space.colorize(batch["label"][row, :height, :width])).save(folder / f"{name}.truth.png")
-        Image.fromarray(space.colorize(predicted[row, :height, :width])).save(folder / f"{name}.prediction.png")
+        label, answer = batch["label"][row, :height, :width], predicted[row, :height, :width]
+        write_sample(folder, batch["name"][row], image, label, answer, space)
+
+
+def write_sample(
+    folder: pathlib.Path, name: str, image: np.ndarray, label: np.ndarray, answer: np.ndarray, space: label_spaces.LabelSpace
+) -> None:
+    """The pictures of one image, as `segjax report` reads them: photograph, truth and answer in the palette's colours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = _file_name(name)
+    Image.fromarray(image).save(folder / f"{stem}.image.jpg", quality=90)
+    Image.fromarray(space.colorize(label)).save(folder / f"{stem}.truth.png")
+    Image.fromarray(space.colorize(answer)).save(folder / f"{stem}.prediction.png")
 
 
 def _file_name(name: str) -> str:

@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from segjax.data.sampling import count_labels
 from segjax.data.stream import Stream
 from segjax.errors import ConfigError
 from segjax.runtime import loop
-from segjax.verbs import build, folder, scores, scoring, startup, variables
+from segjax.verbs import build, folder, scores, scoring, stages, startup, variables
 
 BROKEN = "broken.jsonl"
 """The records that a run could not read and went on without (`data.broken`), one object a line."""
@@ -43,23 +44,48 @@ def run(args: argparse.Namespace) -> int:
     name = args.stage or (names[0] if len(names) == 1 else "")
     if not name:
         raise ConfigError(f"this config has the stages {', '.join(names)}: pass --stage=NAME, or run them all with `segjax run`")
-    done = train_stage(args.config, name, args.workdir, start=_start(args, name), on_change=args.on_change)
+    places = folder.beside(args.workdir, stages.read_by_text(build.plain(args.config.stages.get(name, {}))))
+    done = train_stage(args.config, name, args.workdir, start=_start(args, name), places=places, on_change=args.on_change)
     if jax.process_index() == 0:
         print(summary({name: done}))
     return 0
 
 
-def train_stage(config, name: str, place: pathlib.Path, *, start: pathlib.Path | None = None, on_change: str = "refuse") -> dict[str, Any]:
+def check_stage(config, name: str) -> None:
+    """ConfigError when a stage's values cannot be built. Reads no data."""
+    build.stage(config, name)
+
+
+def run_stage(config, name: str, place: pathlib.Path, places: Mapping[str, pathlib.Path], on_change: str) -> dict[str, Any]:
+    """`train_stage` within a run whose stages have the folders `places`."""
+    before = config.stages[name].get("start_from", "")
+    return train_stage(config, name, place, start=places[before] / folder.WEIGHTS if before else None, places=places, on_change=on_change)
+
+
+def train_stage(
+    config,
+    name: str,
+    place: pathlib.Path,
+    *,
+    start: pathlib.Path | None = None,
+    places: Mapping[str, pathlib.Path] | None = None,
+    on_change: str = "refuse",
+) -> dict[str, Any]:
     """Trains, scores and exports one stage in the folder `place`; returns what its done.json holds.
 
-    start: weights that replace the config's `model.weights`. A finished stage with the same settings and inputs is left alone. Raises the
-    errors of every part before anything is compiled; ConfigError when `place` holds work of other settings or inputs (`on_change`).
+    start: weights that replace the config's `model.weights`. places: folders of the stages that the config's values name. A finished
+    stage with the same settings and inputs is left alone. Raises the errors of every part before anything is compiled; ConfigError when
+    `place` holds work of other settings or inputs (`on_change`).
     """
-    stage = build.stage(config, name)
+    places = places or {}
+    stage = build.stage(config, name, places)
     data = build.training_data(stage)
     trials = scoring.trials(stage)
     datasets = [data.source, data.target, *(trial.dataset for trial in trials)]
-    settings = folder.settings(config, stage, datasets, start or stage.spec["model"].get("weights", ""))
+    inputs = folder.inputs(datasets, start or stage.spec["model"].get("weights", ""))
+    if read := stages.read_by_text(build.plain(config.stages[name])):
+        inputs["stages"] = folder.stage_inputs(read, places)
+    settings = folder.settings(config, name, inputs)
     digest = folder.digest(settings)
     done = folder.read_done(place)
     startup.barrier("looked for done.json")
