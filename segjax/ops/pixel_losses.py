@@ -1,20 +1,15 @@
 """Losses of one pixel: maps out, one masked reduction at the call. Labels are ints, 255 (IGNORE) counts nowhere."""
 
-import functools
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from segjax.errors import ConfigError
-from segjax.ops.resize import interpolation_matrix
+from segjax.ops.row_blocks import Chunks, upsampled_map, upsampled_sum
 from segjax.typing import Array
-
-CHUNK_BYTES = {"cpu": 5 << 19, "default": 64 << 20}
-"""Full-resolution logits held at a time: what stays in a CPU's cache, and enough work for an accelerator's every step."""
 
 
 def masked_mean(value: Array, mask: Array) -> Array:
@@ -74,107 +69,85 @@ def upsampled_cross_entropy(
     *,
     align_corners: bool = False,
     class_weights: Array | tuple[float, ...] | None = None,
-    chunks: int | Literal["auto"] = "auto",
+    pixel_weight: Array | None = None,
+    mean_over: Literal["valid", "all"] = "valid",
+    chunks: Chunks = "auto",
 ) -> tuple[Array, Array]:
     """Cross-entropy at the label's size of bilinearly up-sampled logits: (weighted sum, sum of weights), float32 scalars.
 
     logits float [B,h,w,K] at the network's stride, label int [B,H,W] (255 and ids outside 0..K-1 count nowhere), class_weights
-    float [K] or None. The mean is sum / weight_sum, as torch's CrossEntropyLoss(weight, ignore_index=255) of F.interpolate has it.
+    float [K] or None, pixel_weight float or bool [B,H,W] or None. The mean is sum / weight_sum, as torch's
+    CrossEntropyLoss(weight, ignore_index=255) of F.interpolate has it.
+    mean_over "all": the second number is that of all pixels, ignored or not, whatever the weights: mmseg's mean (DAFormer, HRDA, MIC;
+    pixel_weight is their seg_weight) and DiGA's (util/loss.py: pixels with label >= 0, which 255 is).
     Equal to `cross_entropy(bilinear(logits), label)` to float tolerance, but full-resolution logits never exist: blocks of rows are
     up-sampled, scored and differentiated one after the other, the gradient in the same pass as the value.
     chunks: number of row blocks; "auto" fits a block to the platform's cache. Differentiable in logits only (weights are constants).
     """
-    if logits.ndim != 4 or label.ndim != 3 or logits.shape[0] != label.shape[0]:
-        raise ConfigError(f"logits {logits.shape} and label {label.shape}: expected [B,h,w,K] and [B,H,W] with the same B")
+    _check(logits, label)
     classes = logits.shape[-1]
     weights = jnp.ones(classes, jnp.float32) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     if weights.shape != (classes,):
         raise ConfigError(f"class_weights has shape {weights.shape}: expected one weight for each of the {classes} classes")
-    if chunks != "auto" and not 1 <= chunks <= label.shape[1]:
-        raise ConfigError(f"chunks={chunks}: expected 'auto' or 1..{label.shape[1]} (the label's height)")
-    return _fused(logits, label, lax.stop_gradient(weights), align_corners, chunks)
+    if pixel_weight is not None and pixel_weight.shape != label.shape:
+        raise ConfigError(f"pixel_weight has shape {pixel_weight.shape}: expected the label's, {label.shape}")
+    if mean_over not in ("valid", "all"):
+        raise ConfigError(f"mean_over={mean_over!r}: expected 'valid' (labelled pixels) or 'all'")
+    maps = (label,) if pixel_weight is None else (label, pixel_weight.astype(jnp.float32))
+    total, count = upsampled_sum(_hard_score, logits, (), maps, weights, label.shape[1:], align_corners=align_corners, chunks=chunks)
+    return total, count if mean_over == "valid" else jnp.asarray(label.size, jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _fused(logits, label, weights, align_corners, chunks):
-    return _by_platform(logits, label, weights, align_corners, chunks, gradient=False)[:2]
+def _hard_score(full: Array, others, maps, weights: Array):
+    """Cross-entropy of a block of rows, [B,rows,K,W] against labels [B,rows,W]."""
+    truth, *pixel_weight = maps
+    hit = truth.astype(jnp.int32)[:, :, None] == jnp.arange(full.shape[2])[:, None]
+    weight = jnp.sum(jnp.where(hit, weights[:, None], 0), axis=2)
+    if pixel_weight:
+        weight = weight * pixel_weight[0]
+    peak = jnp.max(full, axis=2, keepdims=True)
+    power = jnp.exp(full - peak)
+    mass = jnp.sum(power, axis=2, keepdims=True)
+    loss = (jnp.log(mass) + peak)[:, :, 0] - jnp.sum(jnp.where(hit, full, 0), axis=2)
+    return loss, weight, power / mass - hit
 
 
-def _fused_forward(logits, label, weights, align_corners, chunks):
-    total, count, gradient = _by_platform(logits, label, weights, align_corners, chunks, gradient=True)
-    return (total, count), gradient.astype(logits.dtype)
+def hard_pixels(
+    logits: Array, label: Array, *, threshold: float = 0.7, min_kept: int = 100_000, align_corners: bool = False, chunks: Chunks = "auto"
+) -> Array:
+    """The pixels of the batch that online hard example mining learns from, bool [B,H,W]: `upsampled_cross_entropy`'s pixel_weight.
+
+    Kept: labelled pixels whose label's probability is below max(threshold, p), where p is the min_kept-th smallest (counted from 0) of
+    the whole (sharded) batch, or the largest when there are no more: below, so that the largest itself goes. No gradient.
+    Source: OhemCrossEntropy of DiGA's Synthia/util/loss.py (there 0.7 and 100,000) and of HRNet's code before it.
+    """
+    _check(logits, label)
+    probability = upsampled_map(_label_probability, (logits,), label, label.shape[1:], align_corners=align_corners, chunks=chunks)
+    valid = (label >= 0) & (label < logits.shape[-1])
+    limit = kth_smallest(probability, valid, jnp.minimum(min_kept, jnp.sum(valid, dtype=jnp.int32) - 1))
+    return valid & (probability < jnp.maximum(limit, threshold))
 
 
-def _fused_backward(align_corners, chunks, gradient, cotangent):
-    return (gradient * cotangent[0]).astype(gradient.dtype), None, None
+def _label_probability(full: tuple[Array], label: Array) -> Array:
+    hit = label.astype(jnp.int32)[:, :, None] == jnp.arange(full[0].shape[2])[:, None]
+    return jnp.sum(jnp.where(hit, jax.nn.softmax(full[0], axis=2), 0), axis=2)
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+def kth_smallest(value: Array, mask: Array, k: Array) -> Array:
+    """The k-th smallest (from 0) of the values >= 0 under `mask`, float32 scalar; 0 for k < 0.
+
+    Exact and without a sort: float32 numbers >= 0 are ordered as their bits are, and each bit of the answer is one count over the batch,
+    so devices exchange 31 integers where a sort would gather every pixel.
+    """
+    bits = jnp.where(mask, lax.bitcast_convert_type(value.astype(jnp.float32), jnp.int32), jnp.iinfo(jnp.int32).max)
+
+    def settle(i, found):
+        candidate = found | (1 << (30 - i))
+        return jnp.where(jnp.sum(bits < candidate, dtype=jnp.int32) <= k, candidate, found)
+
+    return lax.bitcast_convert_type(lax.fori_loop(0, 31, settle, jnp.int32(0)), jnp.float32)
 
 
-def _by_platform(logits, label, weights, align_corners, chunks, gradient):
-    batch, height, width = label.shape
-    row_bytes = 4 * batch * width * logits.shape[-1]
-
-    def run(rows: int):
-        return functools.partial(_scan_rows, align_corners=align_corners, rows=rows, gradient=gradient)
-
-    if chunks != "auto":
-        return run(-(-height // chunks))(logits, label, weights)
-    # a power of two divides the usual heights and strides, so that no block is padded or straddles one more row of logits
-    choices = {name: min(height, 1 << max(0, (size // row_bytes).bit_length() - 1)) for name, size in CHUNK_BYTES.items()}
-    if len(set(choices.values())) == 1:
-        return run(choices["cpu"])(logits, label, weights)
-    return lax.platform_dependent(logits, label, weights, **{name: run(rows) for name, rows in choices.items()})
-
-
-def _row_blocks(size_in: int, size_out: int, rows: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolation matrix cut into blocks of `rows` outputs: first input row of each block [N], and weights [N,rows,touched]."""
-    count = -(-size_out // rows)
-    matrix = np.zeros((count * rows, size_in), np.float32)
-    matrix[:size_out] = interpolation_matrix(size_in, size_out, align_corners)
-    blocks = matrix.reshape(count, rows, size_in)
-    used = np.any(blocks != 0, axis=1)
-    first, last = used.argmax(axis=1), size_in - 1 - used[:, ::-1].argmax(axis=1)
-    touched = int((last - first).max()) + 1
-    first = np.minimum(first, size_in - touched)
-    return first, np.stack([block[:, start : start + touched] for block, start in zip(blocks, first, strict=True)])
-
-
-def _scan_rows(logits, label, weights, *, align_corners, rows, gradient):
-    """(sum, weight sum, gradient of the sum or None). Inside, classes stand before columns: [B,rows,K,W] reduces over K at full width."""
-    batch, height, width = label.shape
-    _, h, w, classes = logits.shape
-    first, row_weights = _row_blocks(h, height, rows, align_corners)
-    columns = jnp.asarray(interpolation_matrix(w, width, align_corners))
-    touched = row_weights.shape[2]
-    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    z = logits.astype(jnp.float32).swapaxes(2, 3)
-    padded = jnp.pad(label, ((0, 0), (0, len(first) * rows - height), (0, 0)), constant_values=255)
-    blocks = padded.reshape(batch, len(first), rows, width).swapaxes(0, 1)
-    ids = jnp.arange(classes)[:, None]
-
-    def body(carry, block):
-        total, count, slope = carry
-        start, mix, truth = block
-        mix = jnp.broadcast_to(mix, (batch, *mix.shape))
-        wide = product(lax.dynamic_slice_in_dim(z, start, touched, 1).reshape(-1, w), columns.T)
-        full = product(mix, wide.reshape(batch, touched, classes * width)).reshape(batch, rows, classes, width)
-        hit = truth.astype(jnp.int32)[:, :, None] == ids
-        weight = jnp.sum(jnp.where(hit, weights[:, None], 0), axis=2)
-        peak = jnp.max(full, axis=2, keepdims=True)
-        power = jnp.exp(full - peak)
-        mass = jnp.sum(power, axis=2, keepdims=True)
-        loss = (jnp.log(mass) + peak)[:, :, 0] - jnp.sum(jnp.where(hit, full, 0), axis=2)
-        total, count = total + jnp.sum(jnp.where(weight != 0, loss * weight, 0)), count + jnp.sum(weight)
-        if gradient:
-            back = (power / mass - hit) * weight[:, :, None]
-            back = product(mix.swapaxes(1, 2), back.reshape(batch, rows, classes * width))
-            back = product(back.reshape(-1, width), columns).reshape(batch, touched, classes, w)
-            slope = lax.dynamic_update_slice_in_dim(slope, lax.dynamic_slice_in_dim(slope, start, touched, 1) + back, start, 1)
-        return (total, count, slope), None
-
-    zero = jnp.zeros((), jnp.float32)
-    carry = (zero, zero, jnp.zeros_like(z) if gradient else zero)
-    (total, count, slope), _ = lax.scan(body, carry, (jnp.asarray(first), jnp.asarray(row_weights), blocks))
-    return total, count, slope.swapaxes(2, 3) if gradient else slope
+def _check(logits: Array, label: Array) -> None:
+    if logits.ndim != 4 or label.ndim != 3 or logits.shape[0] != label.shape[0]:
+        raise ConfigError(f"logits {logits.shape} and label {label.shape}: expected [B,h,w,K] and [B,H,W] with the same B")

@@ -137,6 +137,61 @@ def test_full_resolution_logits_never_exist():
     assert fused < full / 4 < full <= temporary(lambda x: naive(x, label, False, np.ones(19, np.float32))[0])
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_digas_hard_examples(goldens, seed):
+    vectors = np.load(goldens / f"05a_diga_losses_s{seed}.npz")
+    label, logits = vectors["in_label"], nhwc(vectors["in_student"])[: len(vectors["in_label"])]
+
+    @jax.jit
+    def loss(logits, threshold, min_kept):
+        hard = losses.hard_pixels(logits, label, threshold=threshold, min_kept=min_kept, align_corners=True, chunks=4)
+        total, count = losses.upsampled_cross_entropy(logits, label, pixel_weight=hard, align_corners=True, chunks=4)
+        return total / count
+
+    for min_kept, threshold in ((100_000, 0.7), (150, 0.7), (600, 0.05)):
+        value, gradient = jax.value_and_grad(loss)(logits, threshold, min_kept)
+        np.testing.assert_allclose(value, vectors[f"out_ohem_k{min_kept}"], atol=5e-5)
+        np.testing.assert_allclose(gradient, nhwc(vectors[f"grad_ohem_k{min_kept}"]), atol=2e-7)
+
+
+def test_kth_smallest():
+    rng = np.random.default_rng(0)
+    value, mask = (rng.random((3, 50)) ** 4).astype(np.float32), rng.random((3, 50)) < 0.7
+    value[0, :20] = 0.25
+    found = jax.jit(losses.kth_smallest)
+    for k in (0, 1, 17, mask.sum() - 1):
+        assert found(value, mask, k) == np.sort(value[mask])[k]
+    assert found(value, mask, -1) == 0
+    assert found(value, np.zeros_like(mask), -1) == 0
+
+
+def test_no_hard_pixel_without_a_label():
+    logits, label = sample()
+    assert not losses.hard_pixels(logits, np.full_like(label, 255), chunks=2).any()
+    assert not losses.hard_pixels(logits, np.full(label.shape, -1), chunks=2).any()
+
+
+def test_weighted_pixels_and_the_mean_over_all_of_them():
+    """mmseg's weighted cross-entropy: ignored pixels give 0 and count."""
+    logits, label = sample((2, 5, 6, 4), (10, 12))
+    weight = np.random.default_rng(1).random(label.shape).astype(np.float32)
+    weight[0, 0] = 0
+
+    def loss(x, mean_over):
+        total, count = losses.upsampled_cross_entropy(x, label, pixel_weight=weight, mean_over=mean_over, chunks=3)
+        return total, count
+
+    def want(x):
+        return jnp.sum(weight * losses.cross_entropy(bilinear(x, label.shape[1:]), label))
+
+    (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(logits, "all")
+    expected, expected_gradient = jax.value_and_grad(want)(logits)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+    assert count == label.size
+    np.testing.assert_allclose(loss(logits, "valid")[1], weight[label != 255].sum(), rtol=1e-6)
+
+
 def test_sharded_batch_equals_one_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     logits, label = sample((8, 4, 4, 3), (16, 16))
@@ -181,7 +236,13 @@ def test_masked_mean():
 
 def test_errors():
     logits, label = sample()
-    for keywords in ({"class_weights": np.ones(3)}, {"chunks": 0}, {"chunks": 24}):
+    for keywords in (
+        {"class_weights": np.ones(3)},
+        {"chunks": 0},
+        {"chunks": 24},
+        {"mean_over": "none"},
+        {"pixel_weight": np.ones((2, 5, 6))},
+    ):
         with pytest.raises(ConfigError):
             losses.upsampled_cross_entropy(logits, label, **keywords)
     with pytest.raises(ConfigError, match="same B"):
