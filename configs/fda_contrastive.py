@@ -86,7 +86,7 @@ def _add(kit: Kit, stage: str, **changes) -> None:
         )
         base.add_stage(config, stage, method=method, **_labelled(kit, "mbt"), steps=steps_fda, **changes)
     elif stage == "ce_pl":
-        method = base.fda_contrastive(**kit.model2, contrast_weight=0.0, target_ce_weight=1.0)
+        method = base.fda_contrastive(**{**kit.model2, "contrast_weight": 0.0, "target_ce_weight": 1.0})
         base.add_stage(config, stage, method=method, **_labelled(kit, "pseudo"), steps=steps2, **changes)
     elif stage in ("cl_pl", "cl_gt", "cl_pl_2"):
         labels = {"cl_pl": "pseudo", "cl_gt": "", "cl_pl_2": "pseudo_2"}[stage]
@@ -151,7 +151,7 @@ def _gta_cityscapes(net: str, row: str):
 
 def _camvid_day_dusk():
     """Day to dusk on photographs, ENet: every target stage goes on from the network of the day alone."""
-    config = base.run("fda_contrastive_camvid_day_dusk", steps=600, batch_size=4)
+    config = base.run("fda_contrastive_camvid_day_dusk", steps=400, batch_size=4)
     config.data, config.weights = "data/camvid", "weights/enet_cityscapes.safetensors"
     camvid = {"make": base.FOLDERS, "label_space": "camvid11"}
     train, val = ({**camvid, "file_list": base.under_data(config, f"{part}.txt")} for part in ("train", "val"))
@@ -166,10 +166,10 @@ def _camvid_day_dusk():
             "weights": config.get_oneway_ref("weights"),
         },
         "optimizer": {"name": "adam", "lr": 5e-4, "weight_decay": 2e-4, "schedule": "poly", "power": 0.9},
-        "data": {"source": day, "target": {**dusk, "labelled": False}, "crop": (192, 288)},
+        "data": {"source": day, "target": {**dusk, "labelled": False}, "crop": (256, 384)},
         "evaluate": {"dusk": {**dusk, "split": "train", **scored}, "day": {**val, "split": "val", **scored}},
     }
-    return _small(config, shared, whole=(360, 480), truth=dusk, steps=200)
+    return _small(config, shared, whole=(360, 480), truth=dusk, steps=120)
 
 
 def _quickstart():
@@ -194,14 +194,14 @@ def _small(config, shared: dict, *, whole: tuple[int, int], truth: dict, steps: 
     adabn = {"method": {"make": base.ADABN}, "steps": 8, "batch_size": 8}
     base.add_stage(config, "adabn", **images, **adabn, start_from="source_only")
     common = {"statistics": "target", "jitter": 0.2, "ema_decay": 0.98}
-    gentle = {**shared, "optimizer": {**shared["optimizer"], "lr": shared["optimizer"]["lr"] * 0.4}}
+    gentle = {**shared, "optimizer": {**shared["optimizer"], "lr": shared["optimizer"]["lr"] * 0.2}}
     kit = Kit(
         config,
         first=gentle,
         second=gentle,
         model1=common,
         fda=common,
-        model2={"samples": 1000, **common},
+        model2={"beta": 0.01, "contrast_weight": 0.2, "samples": 1000, "target_ce_view": "target", **common},
         labels={"dataset": truth, "batch_size": 8},
         truth=truth,
         steps=(steps, steps, steps),
