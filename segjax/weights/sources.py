@@ -28,6 +28,8 @@ WEIGHTS = (
 )
 """Names under which the hubs' folders hold one network's weights, the preferred first."""
 CONFIGS = ("config.json", "open_clip_config.json")
+TOGETHER = (("enc_s.pth", "dec_s2t.pth"),)
+"""Files of a folder that are one network together (DiGA's translator): each file's name stands before its keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,8 @@ def read(path: str | os.PathLike, *, branch: str = "model") -> Source:
     branch: which network of a self-training checkpoint (`wrappers.unwrap`). WeightsError: nothing there, damaged, or not a state dict.
     """
     place, origin = local(path)
+    if parts := _together(place):
+        return _joined(place, parts, branch)
     file = locate(place)
     config = _config(file) if place.is_dir() or file.suffix in (".safetensors", ".json", ".bin") else {}
     if wrappers.kind(file) == "torch7":
@@ -88,11 +92,28 @@ def locate(path: str | os.PathLike) -> pathlib.Path:
 
 
 def files(path: str | os.PathLike) -> list[pathlib.Path]:
-    """Every file that `read` opens for its arrays: one, or an index and its shards."""
+    """Every file that `read` opens for its arrays: one, an index and its shards, or those that are one network together."""
+    if parts := _together(local(path)[0]):
+        return parts
     file = locate(path)
     if not file.name.endswith(".index.json"):
         return [file]
     return [file, *(file.parent / shard for shard in sorted(set(safetensors_io.weight_map(file).values())))]
+
+
+def _together(place: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder that are one network together, [] where there are none."""
+    return next(([place / name for name in names] for names in TOGETHER if all((place / name).is_file() for name in names)), [])
+
+
+def _joined(place: pathlib.Path, parts: list[pathlib.Path], branch: str) -> Source:
+    """One network of several files; the `model.` that these networks' own names begin with is no wrapper."""
+    arrays: dict[str, np.ndarray] = {}
+    for file in parts:
+        found, removed = wrappers.read_state(file, branch=branch)
+        own = "model." if "model." in removed else ""
+        arrays |= {f"{file.stem}.{own}{key}": value for key, value in found.items()}
+    return Source(place, arrays, {})
 
 
 def _config(file: pathlib.Path) -> dict[str, Any]:
