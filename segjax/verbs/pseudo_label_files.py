@@ -98,7 +98,7 @@ class Files:
         sums = Sums(
             histogram=count(label, coarse, self.classes, COARSE),
             kept=np.bincount(kept[kept < self.classes], minlength=self.classes).astype(np.int64),
-            pixels=np.int64(label.size),
+            pixels=np.asarray(label.size, np.int64),
             every=_confusion(truth, label, self.classes),
             confident=_confusion(None if truth is None else np.where(kept < self.classes, truth, IGNORE), label, self.classes),
         )

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -21,7 +20,7 @@ from PIL import Image
 from segjax.data import evaluation, pseudo
 from segjax.data.transforms import resize_image
 from segjax.errors import DataError, Preempted
-from segjax.ops import metrics, pseudo_labels
+from segjax.ops import pseudo_labels
 from segjax.runtime.preemption import Preemption
 from segjax.runtime.prefetch import Prefetch
 from segjax.verbs import pseudo_label_picture, startup
@@ -29,31 +28,8 @@ from segjax.verbs.folder import PARTIAL
 from segjax.verbs.progress import progress
 from segjax.verbs.pseudo_label_files import BINS, Files, Sums, write, write_png
 from segjax.verbs.pseudo_label_network import Labeller
-
-NO_RULE = "none"
-RULES = (NO_RULE, "code", "paper")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is labelled and how. size: (height, width) that images are resized to for the networks; None keeps their own.
-
-    style: data set whose image i gives image i its look, in turn, or None. rule, share, cap: `ops.pseudo_labels.class_thresholds`; "none"
-    keeps every pixel. truth: whether the data set's labels, where it has some, are counted.
-    """
-
-    dataset: Any
-    style: Any
-    size: tuple[int, int] | None
-    batch_size: int
-    rule: str
-    share: float
-    cap: float
-    truth: bool
-
-    @property
-    def scored(self) -> bool:
-        return self.truth and self.dataset.labelled
+from segjax.verbs.pseudo_label_summary import summarize
+from segjax.verbs.pseudo_label_values import NO_RULE, Job
 
 
 def make(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, place: pathlib.Path, about: dict[str, Any]) -> tuple[dict[str, Any], Sums]:
@@ -84,7 +60,7 @@ def make(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, place: pathlib.P
                 advance(1)
     startup.barrier("finished")
     sums, lines, sizes = files.total()
-    summary = _summary(job, sums, sizes, thresholds) | about
+    summary = summarize(job, sums, sizes, thresholds) | about
     summary["labels_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
     summary["sha256"] = pseudo.digest(summary)
     if first:
@@ -114,6 +90,8 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 
 def _label(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, files: Files, missing: frozenset[int], needed: np.ndarray | None) -> None:
     """The networks over every batch that lacks an image: files of it, raw ones where the thresholds (`needed`) are not known yet."""
+    if not missing:
+        return
     batches = evaluation.evaluation_batches(
         job.dataset.unlabelled(),
         batch_size=-(-job.batch_size // mesh.size) * mesh.size,
@@ -122,7 +100,7 @@ def _label(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, files: Files, 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    put = lambda batch: (batch, labeller.put(batch, None if job.style is None else _styles(job.style, batch)))
+    put = lambda batch: (batch, labeller.put(batch, None if job.look is None else _styles(job.look.dataset, batch)))
     waiting: collections.deque = collections.deque()
     feed = Prefetch(batches, put)
     with contextlib.closing(feed), Preemption() as preemption, progress("label", len(missing)) as advance, _pool() as pool:
@@ -197,37 +175,3 @@ def _thresholds(job: Job, files: Files) -> np.ndarray:
     startup.barrier("histogram")
     histogram = np.sum([np.load(files.histogram(process)) for process in range(jax.process_count())], axis=0)
     return pseudo_labels.class_thresholds(histogram, share=job.share, rule=job.rule, cap=job.cap)
-
-
-def _summary(job: Job, sums: Sums, sizes: dict[str, int], thresholds: np.ndarray) -> dict[str, Any]:
-    """What pseudo.json says of the labels. Shares are of 1; None where a class was never predicted, or has no truth."""
-    space, predicted = job.dataset.label_space, sums.histogram.sum(1)
-    summary = {
-        "label_space": space.name,
-        "classes": list(space.classes),
-        "palette": [list(colour) for colour in space.palette],
-        "images": len(job.dataset),
-        "sizes": sizes,
-        "pixels": int(sums.pixels),
-        "rule": job.rule,
-        **({} if job.rule == NO_RULE else {"share": job.share, "cap": job.cap}),
-        "thresholds": thresholds.tolist(),
-        "predicted": (predicted / sums.pixels).tolist(),
-        "kept": _shares(sums.kept, predicted),
-        "kept_pixels": float(sums.kept.sum() / sums.pixels),
-        "histogram": sums.histogram.tolist(),
-    }
-    if job.scored:
-        parts = {"all": sums.every, "kept": sums.confident}
-        right = {name: np.diagonal(part) for name, part in parts.items()}
-        summary["precision"] = {name: _shares(right[name], part[:, :-1].sum(0)) for name, part in parts.items()}
-        summary["iou"] = {name: [_number(value) for value in metrics.iou(part)] for name, part in parts.items()}
-    return summary
-
-
-def _shares(part: np.ndarray, whole: np.ndarray) -> list[float | None]:
-    return [float(a / b) if b else None for a, b in zip(part, whole, strict=True)]
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

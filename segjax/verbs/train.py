@@ -166,7 +166,8 @@ def _finish(
     if ledger.count:
         done["broken_records"] = ledger.count
         print(f"{ledger.count} records could not be read and others took their place: {place / BROKEN} names them", flush=True)
-    metadata = {"stage": stage.name, "step": str(step), "model": json.dumps(stage.spec["model"], sort_keys=True)}
+    parts = {key: json.dumps(stage.spec[key], sort_keys=True) for key in ("model", "method")}
+    metadata = {"stage": stage.name, "step": str(step), **parts}
     weights = variables.gather(state)
     if first:
         sha256 = variables.export(place / folder.WEIGHTS, weights, space=space, metadata=metadata)
