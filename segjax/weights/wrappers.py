@@ -17,6 +17,8 @@ PREFIXES = ("module.", "Scale.", "_orig_mod.")
 BRANCHES = ("model.", "ema_model.", "imnet_model.", "mic.")
 """The networks of a self-training checkpoint (DAFormer's layout; `mic.teacher.ema_model.` where MIC keeps a teacher of its own). A file
 with `model.` alone is a plain wrapper."""
+OWN = "model.embed_tokens.weight"
+"""A language model of transformers calls its network `model.` by itself; where the output embedding is tied, no other key is beside it."""
 CRITERION = "loss."
 """The class weights of a loss that stand beside `model.` (HRNet-Semantic-Segmentation saves both in one module)."""
 
@@ -45,7 +47,7 @@ def unwrap(content: Any, *, branch: str = "model", name: str = "checkpoint") -> 
         if network and all(key.startswith("model.") for key in network):
             arrays = network
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in arrays)), None)
-        if prefix is None and all(key.startswith(BRANCHES) for key in arrays):
+        if prefix is None and OWN not in arrays and all(key.startswith(BRANCHES) for key in arrays):
             prefix = f"{branch}."
             if not any(key.startswith(prefix) for key in arrays):
                 there = [b[:-1] for b in BRANCHES if any(key.startswith(b) for key in arrays)]
