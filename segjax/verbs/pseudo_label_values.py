@@ -88,7 +88,7 @@ def check(spec: Mapping[str, Any], where: str) -> None:
     """ConfigError names the key that is wrong. where: what precedes it in a message, "config.stages.NAME." or "--"."""
     inference.check_size(spec["size"], f"{where}size")
     if inference.from_spec(spec, where).upsample != "logits":
-        raise ConfigError(f"{where}upsample={spec['upsample']!r}: means of several networks are resized, so pseudo-labels know no other way")
+        raise ConfigError(f"{where}upsample={spec['upsample']!r}: pseudo-labels resize the networks' mean, there is no other way")
     for key, choices in {"rule": RULES, "variant": VARIANTS}.items():
         if spec[key] not in choices:
             raise ConfigError(f"{where}{key}={spec[key]!r}: {nearest(str(spec[key]), choices)}")
