@@ -1,8 +1,10 @@
 """Photometric changes on the device: float [B,H,W,3] RGB in 0..1, every random number drawn for each image.
 
-The formulas are torchvision's (transforms/v2/functional/_color.py and _misc.py), with BT.601's luma.
-`adjust_*` take a factor for each image, [B] or a scalar.
+The formulas are torchvision's (transforms/v2/functional/_color.py and _misc.py), with BT.601's luma, and where a name begins with shift_
+or scale_ kornia's (enhance/adjust.py of 0.5.8). All of them take a number for each image, [B] or a scalar.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,19 @@ def adjust_hue(image: Array, shift: Array | float) -> Array:
     return high - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
+def shift_brightness(image: Array, shift: Array | float) -> Array:
+    """image + shift, clamped to 0..1."""
+    return jnp.clip(image + _per_image(shift).astype(image.dtype), 0, 1)
+
+
+def scale_saturation(image: Array, factor: Array | float) -> Array:
+    """HSV's saturation times factor, held at 1; hue and value stay. Values outside 0..1 are passed on as kornia passes them."""
+    high = jnp.max(image, axis=-1, keepdims=True)
+    spread = high - jnp.min(image, axis=-1, keepdims=True)
+    fullest = high / jnp.where(spread > 0, spread, 1)  # the factor at which the saturation is 1
+    return high - (high - image) * jnp.minimum(_per_image(factor).astype(image.dtype), jnp.maximum(fullest, 0))
+
+
 def color_jitter(
     key: Key,
     image: Array,
@@ -66,12 +81,17 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
     probability: float = 1.0,
+    rule: Literal["torchvision", "kornia"] = "torchvision",
+    order: Literal["fixed", "random"] = "fixed",
+    together: bool = False,
 ) -> Array:
     """Random brightness, contrast, saturation and hue of each image, applied to it with `probability`. [B,H,W,3] -> [B,H,W,3].
 
     brightness, contrast, saturation s: a factor uniform in [max(0, 1-s), 1+s]; hue h in 0..0.5: a shift uniform in [-h, h].
-    A strength of 0 costs nothing. Each operation clamps to 0..1. Deliberate difference from torchvision's ColorJitter (and kornia's):
-    the order is fixed as listed, theirs is drawn for each call. Raises ConfigError for a strength out of range.
+    A strength of 0 costs nothing. Each operation clamps to 0..1. Raises ConfigError for a strength out of range.
+    rule "kornia" (0.5.8, as DiGA, DAFormer, HRDA and MIC run it): brightness is a shift by factor - 1 (at most 1), contrast a factor on the
+    values themselves, saturation a factor on HSV's. order "fixed": as listed, a deliberate difference from both libraries' ColorJitter,
+    which draw the order for each call: "random". together: all images change, or none (one draw a batch, as DACS and DAFormer).
     """
     _check_images(image)
     _check_probability(probability)
@@ -79,44 +99,73 @@ def color_jitter(
     for name, strength in strengths.items():
         if strength < 0 or (name == "hue" and strength > 0.5):
             raise ConfigError(f"{name}={strength}: expected at least 0{' and at most 0.5' if name == 'hue' else ''}")
-    batch, out = image.shape[0], image
-    adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    for i, (change, (name, strength)) in enumerate(zip(adjust, strengths.items(), strict=True)):
+    if rule not in _JITTER or order not in ("fixed", "random"):
+        raise ConfigError(f"rule={rule!r}, order={order!r}: expected rule 'torchvision' or 'kornia', order 'fixed' or 'random'")
+    changes = []
+    for i, (change, (name, strength)) in enumerate(zip(_JITTER[rule], strengths.items(), strict=True)):
         if strength > 0:
             low, high = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
-            out = change(out, jax.random.uniform(jax.random.fold_in(key, i), (batch,), minval=low, maxval=high))
-    return _sometimes(jax.random.fold_in(key, len(adjust)), out, image, probability)
+            high = min(high, 2.0) if (name, rule) == ("brightness", "kornia") else high
+            drawn = jax.random.uniform(jax.random.fold_in(key, i), (image.shape[0],), minval=low, maxval=high)
+            changes.append(lambda image, change=change, drawn=drawn: change(image, drawn))
+    out = _in_turn(changes, image, None if order == "fixed" else jax.random.fold_in(key, 5))
+    return _sometimes(jax.random.fold_in(key, 4), out, image, probability, together)
+
+
+_JITTER = {
+    "torchvision": (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue),
+    "kornia": (
+        lambda image, factor: shift_brightness(image, factor - 1),
+        lambda image, factor: jnp.clip(_per_image(factor).astype(image.dtype) * image, 0, 1),
+        scale_saturation,
+        adjust_hue,
+    ),
+}
+
+
+def _in_turn(changes: list, image: Array, order: Key | None) -> Array:
+    """All changes one after the other, in their own order or in a random one."""
+    if order is None or len(changes) < 2:
+        for change in changes:
+            image = change(image)
+        return image
+    places = jax.random.permutation(order, len(changes))
+    return lax.fori_loop(0, len(changes), lambda i, image: lax.switch(places[i], changes, image), image)
 
 
 def gaussian_blur(
-    key: Key, image: Array, *, sigma: tuple[float, float] = (0.1, 2.0), probability: float = 1.0, kernel_size: int = 9
+    key: Key,
+    image: Array,
+    *,
+    sigma: tuple[float, float] = (0.1, 2.0),
+    probability: float = 1.0,
+    kernel_size: int | tuple[int, int] = 9,
+    together: bool = False,
 ) -> Array:
     """Gaussian blur of each image with its own sigma (pixels, uniform in `sigma`), applied with `probability`. [B,H,W,C], any range.
 
-    kernel_size: odd number of taps on both axes; the taps are normalised to sum 1; edges are reflected (the edge pixel not repeated).
+    kernel_size: odd number of taps, on both axes or (down, across); the taps are normalised to sum 1; edges are reflected (the edge
+    pixel not repeated).
     DACS and DAFormer draw sigma from (0.15, 1.15), where 9 taps hold all but 1e-4 of the weight (they use a tenth of the side).
+    together: all images are blurred, or none.
     Raises ConfigError for an even kernel_size, one that reaches across the image, or a wrong sigma.
     """
     _check_probability(probability)
-    reach = kernel_size // 2
-    if kernel_size < 1 or kernel_size % 2 == 0 or reach >= min(image.shape[1:3]):
-        raise ConfigError(
-            f"kernel_size={kernel_size} on {image.shape[1]}x{image.shape[2]} images: expected odd, below twice the shorter side"
-        )
+    if any(taps < 1 or taps % 2 == 0 or taps // 2 >= side for taps, side in zip(_pair(kernel_size), image.shape[1:3], strict=True)):
+        raise ConfigError(f"kernel_size={kernel_size} on {image.shape[1]}x{image.shape[2]} images: expected odd, below twice the side")
     low, high = sigma
     if not 0 < low <= high:
         raise ConfigError(f"sigma={sigma}: expected (low, high) with 0 < low <= high, in pixels")
     drawn = jax.random.uniform(jax.random.fold_in(key, 0), (image.shape[0],), minval=low, maxval=high)
-    return _sometimes(jax.random.fold_in(key, 1), blur(image, drawn, kernel_size), image, probability)
+    return _sometimes(jax.random.fold_in(key, 1), blur(image, drawn, kernel_size), image, probability, together)
 
 
-def blur(image: Array, sigma: Array, kernel_size: int) -> Array:
+def blur(image: Array, sigma: Array, kernel_size: int | tuple[int, int]) -> Array:
     """Gaussian blur with the given sigma [B] (pixels), separable, reflected edges. [B,H,W,C] -> [B,H,W,C]."""
-    reach = kernel_size // 2
-    taps = jnp.exp(-0.5 * (jnp.arange(reach + 1) / jnp.reshape(sigma, (-1, 1))) ** 2)
-    taps = (taps / (taps[:, :1] + 2 * jnp.sum(taps[:, 1:], axis=1, keepdims=True))).astype(image.dtype)
-    for axis in (1, 2):
-        size = image.shape[axis]
+    for axis, length in zip((1, 2), _pair(kernel_size), strict=True):
+        reach, size = length // 2, image.shape[axis]
+        taps = jnp.exp(-0.5 * (jnp.arange(reach + 1) / jnp.reshape(sigma, (-1, 1))) ** 2)
+        taps = (taps / (taps[:, :1] + 2 * jnp.sum(taps[:, 1:], axis=1, keepdims=True))).astype(image.dtype)
         pad = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(image, pad, mode="reflect")
         # shifted multiply-adds, which XLA fuses into one pass; a depthwise convolution with a kernel an image is far slower on CPU
@@ -126,6 +175,10 @@ def blur(image: Array, sigma: Array, kernel_size: int) -> Array:
             pair = pair + lax.slice_in_dim(padded, reach + k, reach + k + size, axis=axis)
             image = image + _per_image(taps[:, k]).astype(image.dtype) * pair
     return image
+
+
+def _pair(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
 
 
 def _check_images(image: Array) -> None:
@@ -138,6 +191,6 @@ def _check_probability(probability: float) -> None:
         raise ConfigError(f"probability={probability}: expected 0..1")
 
 
-def _sometimes(key: Key, changed: Array, image: Array, probability: float) -> Array:
-    chosen = jax.random.bernoulli(key, probability, (image.shape[0], 1, 1, 1))
+def _sometimes(key: Key, changed: Array, image: Array, probability: float, together: bool = False) -> Array:
+    chosen = jax.random.bernoulli(key, probability, (1 if together else image.shape[0], 1, 1, 1))
     return jnp.where(chosen, changed, image)
