@@ -9,6 +9,7 @@ side and cut to the centre as in CLIP's training. OUTPUT/images.npz holds `vecto
 `texts`. With --classes, scores.csv holds each image's probabilities, and its best class is printed. --dense (with --classes) writes
 OUTPUT/dense/NAME.png at the photograph's size, pixels being class numbers in the order of --classes: the whole photograph is stretched
 to --dense-size, every location is compared with the classes (MaskCLIP), and the scores are resized before the largest is taken.
+Several processes share every batch; the first one writes.
 """
 
 import argparse
@@ -16,16 +17,16 @@ import csv
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from PIL import Image
 
 from segjax.data.files import read_image_size
 from segjax.errors import ConfigError, DataError
-from segjax.runtime import compile as compiler
-from segjax.verbs import folder, networks, zero_shot
-from segjax.verbs.arguments import parse_size
+from segjax.runtime.log import say
+from segjax.verbs import folder, networks, startup, zero_shot
+from segjax.verbs.arguments import images_in, parse_size
 from segjax.verbs.embedder import Embedder
-from segjax.verbs.stylize import images_in
 from segjax.weights import sources
 
 
@@ -65,18 +66,16 @@ def run(args: argparse.Namespace) -> int:
     prompts = zero_shot.templates(args.templates)
     output = pathlib.Path(args.output)
     folder.writable(output)
-    compiler.enable_cache()
+    startup.begin()
     network = networks.load(args.model, layout=args.layout, settings=networks.settings(args.set))
     embedder = Embedder(network, batch_size=args.batch_size, tokenizer=args.tokenizer or sources.local(args.model)[0], name=args.model)
     size = embedder.dense_size(dense_size) if args.dense else None
     words = zero_shot.vectors(chosen, prompts, embedder.texts) if chosen else None
     if texts:
-        np.savez(output / "texts.npz", vectors=embedder.texts(texts), texts=np.array(texts))
-        print(f"{len(texts)} texts -> {output / 'texts.npz'}")
+        _write_vectors(output / "texts.npz", embedder.texts(texts), texts=texts)
     if images:
         vectors = embedder.images(list(images.values()))
-        np.savez(output / "images.npz", vectors=vectors, names=np.array(list(images)))
-        print(f"{len(images)} images -> {output / 'images.npz'}")
+        _write_vectors(output / "images.npz", vectors, names=list(images))
         if chosen is not None and words is not None:
             logits = embedder.scale * zero_shot.best_synonyms(vectors @ words.T, chosen)
             _write_scores(output / "scores.csv", list(images), chosen.names, zero_shot.probabilities(logits))
@@ -98,8 +97,17 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return [*lines, *args.text]
 
 
+def _write_vectors(path: pathlib.Path, vectors: np.ndarray, **of: Sequence[str]) -> None:
+    """Vectors [N,E] and, under one name, what each of them is of. Of several processes the first writes, here and below."""
+    if jax.process_index() == 0:
+        np.savez(path, vectors=vectors, **{name: np.array(items) for name, items in of.items()})
+    say(f"{len(vectors)} {path.stem} -> {path}")
+
+
 def _write_scores(path: pathlib.Path, names: Sequence[str], classes: Sequence[str], scores: np.ndarray) -> None:
     """The table of probabilities [N,K], and each image's best class on stdout."""
+    if jax.process_index():
+        return
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "class", *classes])
@@ -115,11 +123,13 @@ def _write_dense(
     """A label PNG for each image. size: (height, width) at which the network sees them."""
     names = {path: name for name, path in images.items()}
     for path, similarity in embedder.dense(list(names), size, words):
+        if jax.process_index():  # it goes along: every process computes
+            continue
         scores = zero_shot.best_synonyms(similarity, chosen)
         target = place / f"{names[path]}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(class_map(scores, read_image_size(path))).save(target)
-    print(f"{len(names)} class maps -> {place}")
+    say(f"{len(names)} class maps -> {place}")
 
 
 def class_map(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:

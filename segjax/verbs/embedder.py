@@ -1,4 +1,4 @@
-"""A CLIP over many images or texts: decoded ahead in threads, batched, compiled once, spread over the devices."""
+"""A CLIP over many images or texts: decoded ahead in threads, batched, compiled once, spread over the devices of every process."""
 
 import collections
 import concurrent.futures
@@ -24,6 +24,7 @@ from segjax.verbs.progress import progress
 class Embedder:
     """network: an opened CLIP. batch_size: at least; rounded up to a multiple of the devices. tokenizer: folder of its files.
 
+    Several processes call the same methods with the same arguments: each loads its rows of every batch and gets all results.
     WeightsError: the network is no whole CLIP; the tokenizer (opened with the first text) is missing or has words that the network lacks.
     """
 
@@ -31,14 +32,15 @@ class Embedder:
         if not isinstance(network.module, CLIP):
             raise WeightsError(f"{name}: is a {type(network.module).__name__}, expected a CLIP with both towers")
         self._model, self._folder, self._name = network.module, tokenizer, name
-        mesh = meshes.make_mesh()
-        self._variables = jax.device_put({"params": {}, "batch_stats": {}, **network.variables}, meshes.replicated(mesh))
-        self._rows = meshes.batch_sharding(mesh)
+        self._mesh = mesh = meshes.make_mesh()
+        everywhere = meshes.replicated(mesh)
+        whole = {"params": {}, "batch_stats": {}, **network.variables}
+        self._variables = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), whole)
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._tokens: Tokenizer | None = None
-        self._encode_image = jax.jit(self._image_vectors)
-        self._encode_text = jax.jit(self._text_vectors)
-        self._encode_dense = jax.jit(self._dense_similarity)
+        self._encode_image = jax.jit(self._image_vectors, out_shardings=everywhere)
+        self._encode_text = jax.jit(self._text_vectors, out_shardings=everywhere)
+        self._encode_dense = jax.jit(self._dense_similarity, out_shardings=everywhere)
 
     @property
     def size(self) -> int:
@@ -108,22 +110,28 @@ class Embedder:
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, progress(label, len(items)) as advance:
             waiting = collections.deque()
             for batch in self._batches(items, load, pool):
-                waiting.append((batch[0], run(jax.device_put(batch[1], self._rows))))
+                waiting.append((batch[0], run(meshes.put_batch({label: batch[1]}, self._mesh)[label])))
                 if len(waiting) > 1:
                     yield from self._given(waiting.popleft(), advance)
             while waiting:
                 yield from self._given(waiting.popleft(), advance)
 
     def _batches(self, items: Sequence[Any], load: Callable, pool) -> Iterator[tuple[Sequence[Any], np.ndarray]]:
-        """Batches of one size, the last filled up with its last item; one batch ahead is loading."""
+        """The items of each batch and this process's rows of it, the last one filled up with its last item; one batch ahead is loading."""
+        share = self._batch_size // jax.process_count()
+        own = range(jax.process_index() * share, (jax.process_index() + 1) * share)
+        last = len(items) - 1
+
+        def submit(start: int) -> list[concurrent.futures.Future]:
+            loading = {index: pool.submit(load, items[index]) for index in {min(start + row, last) for row in own}}
+            return [loading[min(start + row, last)] for row in own]
+
         starts = range(0, len(items), self._batch_size)
-        submit = lambda start: [pool.submit(load, item) for item in items[start : start + self._batch_size]]
         ahead = collections.deque(submit(start) for start in starts[:1])
         for start in starts:
             if start + self._batch_size < len(items):
                 ahead.append(submit(start + self._batch_size))
-            rows = [future.result() for future in ahead.popleft()]
-            yield items[start : start + len(rows)], np.stack(rows + [rows[-1]] * (self._batch_size - len(rows)))
+            yield items[start : start + self._batch_size], np.stack([future.result() for future in ahead.popleft()])
 
     def _given(self, done: tuple[Sequence[Any], jax.Array], advance: Callable[[int], None]) -> Iterator[tuple[Any, np.ndarray]]:
         items, rows = done[0], np.asarray(done[1])

@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw
 from segjax.data.files import read_image, read_image_size
 from segjax.errors import ConfigError
 from segjax.verbs import everything, folder, networks, segment_prompts, startup
+from segjax.verbs.arguments import images_in
 from segjax.verbs.progress import progress
 from segjax.verbs.segmenter import Segmenter
-from segjax.verbs.stylize import images_in
 
 MULTIMASK = ("best", "all", "single")
 

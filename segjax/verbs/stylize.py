@@ -4,6 +4,7 @@ Every source image is paired with one target image, in turn (or drawn by --seed)
 (default: the source's own size), and `segjax.ops.fourier.amplitude_transfer` works on float values 0..255 in batches on the device. The
 result is clipped, rounded half up and written as PNG under the source's relative name: OUTPUT/NAME.png, or OUTPUT/beta0.05/NAME.png for
 each of several betas, or, with --bands, OUTPUT/NAME.png with one of the betas drawn for each image. Labels stay valid: nothing moves.
+Several processes share the images out; a picture depends on its place in the folder and on --seed, not on how many there are.
 
 Source: FDA_source_to_target_np in YanchaoYang/FDA utils/__init__.py and its demo (--variant=centred --beta=0.01 is that demo).
 """
@@ -24,20 +25,21 @@ import numpy as np
 from PIL import Image
 
 from segjax.data.files import read_image
-from segjax.data.pairing import IMAGE_SUFFIXES
-from segjax.errors import ConfigError, DataError
+from segjax.errors import ConfigError
 from segjax.ops import fourier
-from segjax.runtime import compile as compiler
-from segjax.verbs.arguments import parse_size
+from segjax.runtime.log import say
+from segjax.verbs import startup
+from segjax.verbs.arguments import images_in, parse_size
 from segjax.verbs.progress import progress
 
 
 class Job(NamedTuple):
-    """One source image, its target, and its name under the output folder (without suffix)."""
+    """One source image, its target, its name under the output folder (without suffix), and its number among all the sources."""
 
     source: pathlib.Path
     target: pathlib.Path
     name: str
+    number: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +69,14 @@ def run(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output={output}: cannot be made ({error.strerror}): choose a folder that you may write") from None
-    compiler.enable_cache()
+    startup.begin()
+    mine = jobs[jax.process_index() :: jax.process_count()]
     stylizers = [_stylizer((beta,), args.variant) for beta in betas] if len(folders) > 1 else [_stylizer(betas, args.variant)]
-    stylize(jobs, stylizers, folders, size=size, batch_size=min(args.batch_size, len(jobs)), seed=args.seed)
-    print(f"{len(jobs) * len(folders)} images in {output}")
+    try:
+        stylize(mine, stylizers, folders, size=size, batch_size=min(args.batch_size, len(mine)), seed=args.seed)
+    finally:
+        startup.barrier("stylize: written")
+    say(f"{len(jobs) * len(folders)} images in {output}")
     return 0
 
 
@@ -79,9 +85,9 @@ def stylize(jobs: list[Job], stylizers: list[Callable], folders: list[pathlib.Pa
     key = jax.random.key(seed)
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, progress("stylize", len(jobs)) as advance:
         written: list[concurrent.futures.Future] = []
-        for number, (batch, source, target) in enumerate(_batches(jobs, pool, size, batch_size)):
+        for batch, numbers, source, target in _batches(jobs, pool, size, batch_size):
             for stylizer, folder in zip(stylizers, folders, strict=True):
-                result = np.asarray(stylizer(source, target, jax.random.fold_in(key, number)))
+                result = np.asarray(stylizer(source, target, key, numbers))
                 for future in written:
                     future.result()
                 written = [pool.submit(_write, folder / f"{job.name}.png", image) for job, image in zip(batch, result, strict=False)]
@@ -97,25 +103,7 @@ def plan(sources: dict[str, pathlib.Path], targets: dict[str, pathlib.Path], *, 
         chosen = (looks[np.random.default_rng((seed, i)).integers(len(looks))] for i in itertools.count())
     else:
         chosen = itertools.cycle(looks)
-    return [Job(path, look, name) for (name, path), look in zip(sources.items(), chosen, strict=False)]
-
-
-def images_in(text: str, flag: str) -> dict[str, pathlib.Path]:
-    """A file, or every image under a folder, sorted: relative name without suffix -> path. DataError: none, or two of one name."""
-    path = pathlib.Path(text)
-    if path.is_file():
-        return {path.stem: path}
-    if not path.is_dir():
-        raise DataError(f"{flag}={text}: no such file or folder: check the path")
-    found: dict[str, pathlib.Path] = {}
-    for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        name = file.relative_to(path).with_suffix("").as_posix()
-        if name in found:
-            raise DataError(f"{flag}={text}: {found[name]} and {file} would be written to one file: move one of them away")
-        found[name] = file
-    if not found:
-        raise DataError(f"{flag}={text}: no image in this folder (looked for {', '.join(IMAGE_SUFFIXES)}): check the path")
-    return found
+    return [Job(path, look, name, i) for i, ((name, path), look) in enumerate(zip(sources.items(), chosen, strict=False))]
 
 
 def parse_betas(text: str) -> tuple[float, ...]:
@@ -130,13 +118,17 @@ def parse_betas(text: str) -> tuple[float, ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("betas", "variant"))
-def _transfer(source, target, key, *, betas: tuple[float, ...], variant: fourier.Variant):
-    """uint8 [B,H,W,3] twice -> uint8. Float values 0..255, clipped, rounded half up (not to even, as jnp.round would)."""
+def _transfer(source, target, key, numbers, *, betas: tuple[float, ...], variant: fourier.Variant):
+    """uint8 [B,H,W,3] twice -> uint8. Float values 0..255, clipped, rounded half up (not to even, as jnp.round would).
+
+    Of several betas each image draws one by the key and its number in `numbers`, int [B].
+    """
     source, target = source.astype(jnp.float32), target.astype(jnp.float32)
     if len(betas) == 1:
         result = fourier.amplitude_transfer(source, target, betas[0], variant=variant)
     else:
-        result = fourier.amplitude_transfer_bands(source, target, betas, key, variant=variant)
+        draw = lambda s, t, key: fourier.amplitude_transfer_bands(s[None], t[None], betas, key, variant=variant)[0]
+        result = jax.vmap(draw)(source, target, jax.vmap(functools.partial(jax.random.fold_in, key))(numbers))
     return jnp.floor(jnp.clip(result, 0, 255) + 0.5).astype(jnp.uint8)
 
 
@@ -144,8 +136,11 @@ def _stylizer(betas: tuple[float, ...], variant: fourier.Variant) -> Callable:
     return functools.partial(_transfer, betas=betas, variant=variant)
 
 
-def _batches(jobs: list[Job], pool, size, batch_size: int) -> Iterator[tuple[list[Job], np.ndarray, np.ndarray]]:
-    """Batches of one image size in the order of the jobs. Filled up with its last image, so that a size compiles once."""
+def _batches(jobs: list[Job], pool, size, batch_size: int) -> Iterator[tuple[list[Job], np.ndarray, np.ndarray, np.ndarray]]:
+    """(jobs, their numbers, sources, targets) of one image size in the order of the jobs.
+
+    The arrays are filled up with the last image, so that a size compiles once.
+    """
     batch: list[Job] = []
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for job, pair in _loaded(jobs, pool, size, 2 * batch_size):
@@ -154,12 +149,14 @@ def _batches(jobs: list[Job], pool, size, batch_size: int) -> Iterator[tuple[lis
             batch, pairs = [], []
         batch.append(job)
         pairs.append(pair)
-    yield _filled(batch, pairs, batch_size)
+    if batch:
+        yield _filled(batch, pairs, batch_size)
 
 
 def _filled(batch: list[Job], pairs: list[tuple[np.ndarray, np.ndarray]], batch_size: int):
-    pairs = pairs + [pairs[-1]] * (batch_size - len(pairs))
-    return batch, np.stack([source for source, _ in pairs]), np.stack([target for _, target in pairs])
+    more = batch_size - len(batch)
+    numbers, pairs = [job.number for job in batch] + [batch[-1].number] * more, pairs + [pairs[-1]] * more
+    return batch, np.array(numbers), np.stack([source for source, _ in pairs]), np.stack([target for _, target in pairs])
 
 
 def _loaded(jobs: list[Job], pool, size, ahead: int) -> Iterator[tuple[Job, tuple[np.ndarray, np.ndarray]]]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import in_two
 
 from segjax import cli
 from segjax.data.clip_images import centre_square, stretched
@@ -83,6 +84,23 @@ def test_vectors_scores_and_maps(model, photographs, tmp_path, capsys):
     for name, image, score in zip(found["names"], [(50, 70), (96, 64), (48, 48)], scores, strict=True):
         label = np.asarray(Image.open(tmp_path / "out" / "dense" / f"{name}.png"))
         assert label.shape == image and (label == embed.class_map(score, image)).mean() > 0.999
+
+
+def test_two_processes_write_what_one_does(model, photographs, tmp_path):
+    """Three photographs in batches of two, so that one process fills up; both compute, the first writes."""
+    options = [f"--images={photographs}", "--classes=cityscapes19", "--text=a road", "--dense"]
+    assert _embed(model, tmp_path / "one", *options) == 0
+    argv = ["embed", f"--model={model}", f"--output={tmp_path / 'two'}", "--batch-size=2", *options]
+    texts = in_two(argv, tmp_path / "cache")
+    assert "3 images -> " in texts[0] and "->" not in texts[1]
+    for name in ("images", "texts"):
+        ours, expected = (np.load(tmp_path / place / f"{name}.npz") for place in ("two", "one"))
+        np.testing.assert_allclose(ours["vectors"], expected["vectors"], atol=2e-6)
+    scores = [(tmp_path / place / "scores.csv").read_text().splitlines() for place in ("two", "one")]
+    assert len(scores[0]) == 4 and [row.split(",")[:2] for row in scores[0]] == [row.split(",")[:2] for row in scores[1]]
+    for number in range(3):
+        maps = [np.asarray(Image.open(tmp_path / place / "dense" / "day" / f"{number}.png")) for place in ("two", "one")]
+        assert (maps[0] == maps[1]).mean() > 0.999
 
 
 def test_a_converted_file_and_a_label_space(model, photographs, tmp_path, capsys):

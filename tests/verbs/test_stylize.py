@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 import pytest
 from PIL import Image
+from processes import in_two
 
 from segjax.errors import ConfigError, DataError
 from segjax.verbs import stylize
@@ -76,6 +77,27 @@ def test_bands_draws_one_beta_an_image(tmp_path):
     assert drawn == {0.05, 0.2}
     verb(**flags, output=tmp_path / "again")
     assert all((tmp_path / "out" / f"{i}.png").read_bytes() == (tmp_path / "again" / f"{i}.png").read_bytes() for i in range(6))
+
+
+def test_two_processes_write_what_one_does(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "in" / f"{i}.png", i)
+        picture(tmp_path / "look" / f"{i}.png", 9 + i, mean=60)
+    flags = dict(source=tmp_path / "in", target=tmp_path / "look", beta="0.05,0.2", order="random", seed=3, batch_size=2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    verb(**flags, bands=True, output=one)
+    argv = [f"--{key.replace('_', '-')}={value}" for key, value in flags.items()]
+    texts = in_two(["stylize", *argv, "--bands", f"--output={two}"], tmp_path / "cache")
+    assert sorted(path.name for path in two.iterdir()) == ["0.png", "1.png", "2.png"]
+    for i in range(3):
+        difference = np.abs(pixels(one / f"{i}.png") - pixels(two / f"{i}.png"))
+        assert difference.max() <= 1 and (difference == 0).mean() > 0.999, i
+    assert f"3 images in {two}" in texts[0] and "images in" not in texts[1]
+
+
+def test_a_process_without_an_image_writes_nothing(tmp_path):
+    stylize.stylize([], [], [tmp_path], size=None, batch_size=0, seed=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_corner_variant_differs(tmp_path):
