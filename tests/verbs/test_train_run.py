@@ -4,12 +4,10 @@ import json
 import os
 import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from processes import in_two
 
 from segjax import cli
 from segjax.errors import Preempted
@@ -238,19 +236,8 @@ def test_checkpoint_list_and_verify(finished, tmp_path, capsys):
 
 def test_two_processes_train_what_one_does(finished, tmp_path):
     """Each process feeds its half of the batch; the network, its statistics and its scores are those of one process."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
     flags = [f"--config={finished.config}", "--stage=source_only", f"--workdir={tmp_path / 'out'}"]
-    command = [sys.executable, "-m", "segjax", "train", *flags]
-    fork = str(pathlib.Path(finished.config).parent)
-    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    path = os.pathsep.join([fork, str(pathlib.Path(cli.__file__).parents[1])])
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": path}
-    environments = [{**os.environ, **shared, **cache, "JAX_PROCESS_ID": str(i)} for i in range(2)]
-    runs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for env in environments]
-    texts = [run.communicate(timeout=240)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "\n".join(texts)
+    in_two(["train", *flags], tmp_path / "cache", path=str(pathlib.Path(finished.config).parent))
     ours, _ = safetensors_io.read(tmp_path / "out/weights.safetensors")
     one, _ = safetensors_io.read(finished.workdir / "01-source_only/weights.safetensors")
     assert all(abs(ours[name] - value).max() < 2e-3 for name, value in one.items())
