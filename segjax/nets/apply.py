@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from segjax.errors import ConfigError
@@ -29,6 +30,20 @@ def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> 
     variables = {"params": params, "batch_stats": batch_stats}
     outputs, changed = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={} if key is None else {"dropout": key})
     return outputs, changed.get("batch_stats", {})
+
+
+def teacher_forward(
+    model, params, batch_stats, image: Array, key: Key | None = None, *, train: bool = False
+) -> tuple[dict[str, Array], dict]:
+    """What a teacher says of a float image, without gradient, and its BatchNorm statistics, which move with `train` alone.
+
+    train: as if it learned, with the batch's own statistics and dropout drawn with `key`.
+    """
+    if train:
+        outputs, batch_stats = train_forward(model, params, batch_stats, image, key)
+    else:
+        outputs = model.apply({"params": params, "batch_stats": batch_stats}, image, train=False)
+    return jax.lax.stop_gradient(outputs), batch_stats
 
 
 def full_size_logits(model, variables, image: Array, look: Callable[[Array], Array] | None = None) -> Array:

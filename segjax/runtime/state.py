@@ -16,6 +16,7 @@ class TrainState(struct.PyTreeNode):
 
     step: int32 scalar, the number of finished steps. key: typed PRNG key, constant; a step draws from `step_key()`.
     params, batch_stats: the student. opt_state: of the optimizer. ema_params, ema_batch_stats: the teacher, None without one.
+    predicts: "teacher" or "student", whose answers count (predictions and exported weights); there is no choice without a teacher.
     """
 
     step: Array
@@ -25,9 +26,12 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     ema_params: Any = None
     ema_batch_stats: Any = None
+    predicts: str = struct.field(pytree_node=False, default="teacher")
 
     @classmethod
-    def create(cls, key: Key, variables: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> "TrainState":
+    def create(
+        cls, key: Key, variables: dict, optimizer: optax.GradientTransformation, *, ema: bool = False, predicts: str = "teacher"
+    ) -> "TrainState":
         """State at step 0 from `{"params", "batch_stats"}` (the second may be absent); `ema` adds a teacher, a copy."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return cls(
@@ -38,6 +42,7 @@ class TrainState(struct.PyTreeNode):
             opt_state=optimizer.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
             ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else None,
+            predicts=predicts,
         )
 
     @property
@@ -47,8 +52,8 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def ema_variables(self) -> dict:
-        """The teacher as `model.apply` takes it; the student when there is no teacher."""
-        if self.ema_params is None:
+        """What predicts, as `model.apply` takes it: the teacher, or the student when there is none or `predicts` says so."""
+        if self.ema_params is None or self.predicts == "student":
             return self.variables
         return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
 

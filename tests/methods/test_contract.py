@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segjax.errors import ConfigError
-from segjax.methods import adabn, fda, fda_contrastive, source_only
+from segjax.methods import adabn, diga_warmup, fda, fda_contrastive, source_only
 from segjax.nets.deeplab import DeepLabV2
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv
 from segjax.runtime import mesh as meshes
@@ -61,6 +61,17 @@ CONTRASTIVE = dict(
     jitter=0.3,
     ema_decay=0.9,
 )
+WARMUP = dict(
+    beta=0.1,
+    view_share=0.3,
+    chain="synthia",
+    hard=(0.7, 500),
+    ema_decay=0.9,
+    predicts="teacher",
+    faithful_view=True,
+    faithful_statistics=True,
+    faithful_teacher=True,
+)
 METHODS = {
     "source_only": lambda: source_only.make(model=Tiny(), optimizer=optimizer()),
     "source_only_ema_jitter": lambda: source_only.make(model=Tiny(), optimizer=optimizer(), jitter=0.4, ema_decay=0.9),
@@ -70,6 +81,8 @@ METHODS = {
     "model1": lambda: fda.make(model=Tiny(), optimizer=optimizer(), betas=(), greyscale=True),
     "fda_contrastive": lambda: fda_contrastive.make(model=Tiny(), optimizer=optimizer(), beta=0.1, samples=64, contrast_weight=0.1),
     "fda_contrastive_everything": lambda: fda_contrastive.make(model=Tiny(), optimizer=optimizer(), **CONTRASTIVE),
+    "diga_warmup": lambda: diga_warmup.make(model=Tiny(), optimizer=optimizer(), beta=0.1),
+    "diga_warmup_everything": lambda: diga_warmup.make(model=Tiny(), optimizer=optimizer(), **WARMUP),
     "adabn": lambda: adabn.make(model=Tiny(), optimizer=optimizer()),
 }
 
@@ -118,7 +131,7 @@ def test_eight_devices_give_what_one_gives(name, batch):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["source_only", "fda", "fda_everything", "fda_contrastive", "fda_contrastive_everything"])
+@pytest.mark.parametrize("name", ["source_only", "fda", "fda_everything", "fda_contrastive", "fda_contrastive_everything", "diga_warmup"])
 def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch):
     method = METHODS[name]()
     state, history = run(method, batch, 40, meshes.make_mesh(1))
@@ -127,7 +140,7 @@ def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch
     assert logits.shape == (8, 24, 36, 5) and logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["fda_everything", "fda_contrastive_everything"])
+@pytest.mark.parametrize("name", ["fda_everything", "fda_contrastive_everything", "diga_warmup_everything"])
 def test_restart_equals_no_restart(name, batch):
     method, mesh = METHODS[name](), meshes.make_mesh(1)
     unbroken, _ = run(method, batch, 4, mesh)
