@@ -7,6 +7,7 @@ What is read (nothing else, so the page can be made on another machine, of a run
       run.json                         {"command", "started", "versions": {name: version}, "devices", "mesh", "git" or "commit"}; any subset
       metrics.jsonl                    {"step": 100, "loss/ce": 1.23, "images_per_sec": ...} lines; a half-written last line is skipped
       done.json                        its presence marks the stage as finished
+      pseudo.json, pseudo.png          of a stage that made pseudo-labels, as `segjax pseudo-label` leaves them
       eval/DATASET-SPLIT.json          the newest score, as `segjax evaluate` writes it:
           {"dataset": "dusk", "split": "val", "step": 500, "images": 62, "miou": 0.39, "classes": ["sky", ...], "palette": [[r,g,b], ...],
            "iou": [0.8, null, ...] (null = class absent), "confusion": [[...], ...] (rows = truth); optional "headline": "mIoU16" and
@@ -28,7 +29,7 @@ import pathlib
 import numpy as np
 
 from segjax.errors import ConfigError
-from segjax.verbs import report_header, report_pictures, report_svg, report_tables
+from segjax.verbs import report_header, report_labels, report_pictures, report_svg, report_tables
 from segjax.verbs.report_read import Run, read_run
 
 E = html.escape
@@ -75,6 +76,7 @@ def render(runs: list[Run], *, title: str = "") -> str:
         ("summary", "Summary", report_tables.tiles(runs) + report_tables.summary(runs)),
         ("pictures", "Before and after", pictures(runs)),
         ("classes", "IoU per class", report_tables.class_tables(runs)),
+        ("labels", "Pseudo-labels", report_labels.labels(runs)),
         ("curves", "Curves", curves(runs)),
         ("confusion", "Confusion", confusions(runs)),
         ("settings", "Settings", report_tables.settings(runs)),

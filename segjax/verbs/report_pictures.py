@@ -51,6 +51,11 @@ def changes(truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndar
     return np.where((truth == 0).all(-1, keepdims=True), 0, out).astype(np.uint8)
 
 
+def whole(path: pathlib.Path, caption: str) -> str:
+    """A picture at its own size."""
+    return _figure(_encoded(_open(path)), caption, "whole")
+
+
 def _picture(path: pathlib.Path, caption: str) -> str:
     image = _open(path)
     return _figure(_jpeg(image) if caption == "image" else _png(image), caption)
@@ -70,8 +75,12 @@ def _shrink(image: Image.Image, resample: Image.Resampling) -> Image.Image:
 
 
 def _jpeg(image: Image.Image) -> str:
+    return _encoded(_shrink(image, Image.Resampling.LANCZOS))
+
+
+def _encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    _shrink(image, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82, optimize=True)
+    image.save(buffer, "JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -88,6 +97,6 @@ def _png(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _figure(source: str, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img src="{source}" alt="{text}" loading="lazy"><figcaption>{text}</figcaption></figure>'
+def _figure(source: str, caption: str, kind: str = "") -> str:
+    text, attribute = html.escape(caption), f' class="{kind}"' if kind else ""
+    return f'<figure{attribute}><img src="{source}" alt="{text}" loading="lazy"><figcaption>{text}</figcaption></figure>'

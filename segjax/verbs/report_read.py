@@ -34,7 +34,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage's folder: `metrics` maps a key to its (steps, values)."""
+    """One stage's folder: `metrics` maps a key to its (steps, values). labels: pseudo.json of a stage that made pseudo-labels, else {}."""
 
     name: str
     folder: pathlib.Path
@@ -42,6 +42,7 @@ class Stage:
     info: dict[str, Any]
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]
     scores: dict[str, Score]
+    labels: dict[str, Any]
     done: bool
 
 
@@ -73,7 +74,8 @@ def _is_stage(folder: pathlib.Path) -> bool:
 
 def _read_stage(folder: pathlib.Path, name: str) -> Stage:
     config = _read_json(folder / "config.json")
-    order = list(config.get("evaluate") or {})
+    evaluate = config.get("evaluate")
+    order = list(evaluate) if isinstance(evaluate, dict) else []
     found = [_read_score(path) for path in sorted((folder / "eval").glob("*.json"))]
     rank = lambda score: next((i for i, name in enumerate(order) if score.name.startswith(f"{name}-")), len(order))
     scores = sorted(found, key=rank)
@@ -84,6 +86,7 @@ def _read_stage(folder: pathlib.Path, name: str) -> Stage:
         info=_read_json(folder / "run.json"),
         metrics=_read_metrics(folder / "metrics.jsonl"),
         scores={score.name: score for score in scores},
+        labels=_read_json(folder / "pseudo.json"),
         done=(folder / "done.json").exists(),
     )
 

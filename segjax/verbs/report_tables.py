@@ -82,20 +82,20 @@ def summary(runs: list[Run]) -> str:
     datasets, names = dataset_names(runs), stage_names(runs)
     if not datasets:
         return '<p class="empty">No score yet: run <code>segjax evaluate</code>, or wait for the first evaluation.</p>'
-    table = {(n, d): [s.miou for s in scores(runs, n, d) if s] for n in names for d in datasets}
-    best = {d: max((float(np.mean(v)) for n in names if (v := table[n, d])), default=math.nan) for d in datasets}
+    found = {(n, d): [s.miou for s in scores(runs, n, d) if s] for n in names for d in datasets}
+    best = {d: max((float(np.mean(v)) for n in names if (v := found[n, d])), default=math.nan) for d in datasets}
     head = "".join(f"<th>{E(d)}<small>{_counts(runs, d)}</small></th>" for d in datasets)
     rows = []
     for i, name in enumerate(names):
         cells = []
         for dataset in datasets:
-            values = table[name, dataset]
+            values = found[name, dataset]
             strong = ' class="best"' if values and len(names) > 1 and math.isclose(float(np.mean(values)), best[dataset]) else ""
             hover = E(", ".join(f"{run.name}: {percent(s.miou)}" for run, s in zip(runs, scores(runs, name, dataset), strict=True) if s))
             delta = _delta(_gain(scores(runs, names[0], dataset), scores(runs, name, dataset)), f"against {names[0]}") if i else ""
             cells.append(f'<td{strong} title="{hover}">{_with_spread(values)} {delta}</td>')
         rows.append(f'<tr><th scope="row">{E(name)}</th>{"".join(cells)}</tr>')
-    return _table("summary", f"<th>mIoU %</th>{head}", rows)
+    return table("summary", f"<th>mIoU %</th>{head}", rows)
 
 
 def _counts(runs: list[Run], dataset: str) -> str:
@@ -114,7 +114,7 @@ def class_tables(runs: list[Run]) -> str:
         arrays = {n: np.stack([s.iou for s in scores(runs, n, dataset) if s and s.classes == sample.classes]) for n in names}
         head = "".join(f"<th>{E(n)}</th>" for n in names) + ("<th>gain</th>" if len(names) > 1 else "")
         rows = [_class_row(sample, k, [arrays[n][:, k] for n in names]) for k in range(len(sample.classes))]
-        parts.append(f"<article><h3>{E(dataset)}</h3>{_table('classes', f'<th>IoU %</th>{head}', rows)}</article>")
+        parts.append(f"<article><h3>{E(dataset)}</h3>{table('classes', f'<th>IoU %</th>{head}', rows)}</article>")
     return "".join(parts)
 
 
@@ -136,7 +136,8 @@ def _class_row(score: Score, k: int, columns: list[np.ndarray]) -> str:
     return f'<tr><th scope="row">{chip(score.palette[k])}{E(score.classes[k])}</th>{"".join(cells)}{gain}</tr>'
 
 
-def _table(kind: str, head: str, rows: list[str]) -> str:
+def table(kind: str, head: str, rows: list[str]) -> str:
+    """A table of the page that scrolls when it is wide. kind: its class; head: cells; rows: whole rows."""
     return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -181,9 +182,9 @@ def _difference(title: str, configs: dict[str, dict]) -> str:
         + "</tr>"
         for key in differing
     ]
-    return f"<h3>{title}</h3>{_table('settings', f'<th></th>{head}', rows)}"
+    return f"<h3>{title}</h3>{table('settings', f'<th></th>{head}', rows)}"
 
 
 def _full(stage: Stage) -> str:
     rows = [f"<tr><th><code>{E(k)}</code></th><td><code>{E(v)}</code></td></tr>" for k, v in flatten(stage.config).items()]
-    return f"<details><summary>Every setting of {E(stage.name)}</summary>{_table('settings', '', rows)}</details>"
+    return f"<details><summary>Every setting of {E(stage.name)}</summary>{table('settings', '', rows)}</details>"

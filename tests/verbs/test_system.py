@@ -1,5 +1,6 @@
 """A run of stages of several kinds: networks, pseudo-labels from them, a network that learns those. Stopped anywhere, made by hand."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -11,7 +12,17 @@ from PIL import Image
 
 from segjax import cli
 from segjax.runtime import loop
-from segjax.verbs import build, config_file, folder, pseudo_label_files, pseudo_label_work, stages
+from segjax.verbs import (
+    build,
+    config_file,
+    folder,
+    pseudo_label_files,
+    pseudo_label_work,
+    report_labels,
+    report_read,
+    report_tables,
+    stages,
+)
 from segjax.weights import safetensors_io
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -78,6 +89,25 @@ def test_the_last_stage_learned_the_pseudo_labels(whole):
     table = (whole / "results.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["one", "two", "pseudo", "three"]
     assert table[2].count("- |") == 3 and table[4].count("- |") == 1
+
+
+def test_the_report_shows_the_pseudo_labels_of_every_stage(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "other")
+    other = tmp_path / "other/03-pseudo/pseudo.json"
+    summary = json.loads(other.read_text())
+    index = summary["kept"].index(max(value for value in summary["kept"] if value is not None))
+    summary["kept"][index] -= 0.2
+    other.write_text(json.dumps(summary))
+    runs = [report_read.read_run(path) for path in (whole, tmp_path / "other")]
+    page = report_labels.labels(runs)
+    assert f'<td title="± 14.1 over 2 runs">{100 * summary["kept"][index] + 10:.1f}</td>' in page
+    assert page.count("<tr>") == 2 + 19 and page.count("<img") == 1 and "code 0.66, cap 0.9" in page
+    one = report_read.read_run(whole)
+    assert report_labels.labels([dataclasses.replace(one, stages=one.stages[:2])]) == ""
+    rows = report_tables.summary([one]).split("<tr>")[2:]
+    assert [row.count("<td") for row in rows] == [3, 3, 3, 3] and rows[0].count("–") == 3 and rows[2].count("–") == 1
+    text = (whole / "report.html").read_text()
+    assert 'id="labels"' in text and text.count("</section>") == text.count("<section") and "right of kept %" in text
 
 
 def test_stopped_in_every_stage_it_ends_as_if_it_had_not_been(system, whole, tmp_path, monkeypatch):
