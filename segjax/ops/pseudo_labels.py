@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax.errors import ConfigError
+from segjax.ops.row_blocks import Chunks, upsampled_map
 from segjax.typing import IGNORE, Array
 
 
@@ -13,6 +15,54 @@ def confident_labels(logits: Array, threshold: float) -> Array:
     """argmax of each pixel where its probability is at least `threshold`, 255 elsewhere. [B,H,W,K] -> uint8 [B,H,W], no gradient."""
     probs = jax.nn.softmax(jax.lax.stop_gradient(logits).astype(jnp.float32), axis=-1)
     return jnp.where(probs.max(-1) >= threshold, probs.argmax(-1), IGNORE).astype(jnp.uint8)
+
+
+def hard_labels(logits: Array, size: tuple[int, int], *, align_corners: bool = False, chunks: Chunks = "auto") -> tuple[Array, Array]:
+    """argmax and largest probability of logits [B,h,w,K] up-sampled to `size`: uint8 and float32 [B,*size]. No gradient.
+
+    What a teacher says of the target, without full-size logits ever being stored.
+    """
+    return upsampled_map(_hard, (logits,), (), size, align_corners=align_corners, chunks=chunks)
+
+
+def _hard(full: tuple[Array], maps: tuple[()]) -> tuple[Array, Array]:
+    mass = jnp.sum(jnp.exp(full[0] - jnp.max(full[0], axis=2, keepdims=True)), axis=2)
+    return jnp.argmax(full[0], axis=2).astype(jnp.uint8), 1 / mass
+
+
+def quality(confidence: Array, threshold: float = 0.968) -> Array:
+    """The share of the whole batch's pixels whose confidence [B,H,W] reaches the threshold, float32 scalar: DACS's and DAFormer's q.
+
+    One number for all pixels of all images (of all devices): every pseudo-label enters the loss with it, sure or not.
+    """
+    return jnp.mean(confidence >= threshold, dtype=jnp.float32)
+
+
+def margin_weight(size: tuple[int, int], *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> np.ndarray:
+    """1 inside the margins (pixels) and 0 in them, float32 [*size]: weights of pseudo-labels that nobody can see well.
+
+    DAFormer: top 15, bottom 120 of a 512 crop whose height is the picture's (sky rim, ego car). HRDA: 30, 240, 30, 30 of the full
+    1024x2048 target, cropped with it. Off for ACDC and Dark Zurich. Raises ConfigError for margins that leave nothing.
+    """
+    if min(top, bottom, left, right) < 0 or top + bottom >= size[0] or left + right >= size[1]:
+        raise ConfigError(f"margins top={top} bottom={bottom} left={left} right={right}: expected 0 or more, less than {size} together")
+    weight = np.zeros(size, np.float32)
+    weight[top : size[0] - bottom, left : size[1] - right] = 1
+    return weight
+
+
+def selection_counts(label: Array, kept: Array, truth: Array, num_classes: int) -> Array:
+    """How a selection of pseudo-labels fares against held labels: int32 [num_classes, 3] of (labelled, kept, kept and right) pixels.
+
+    label: all pseudo-labels, kept: the same with 255 where they were dropped, truth: the held labels; all of one shape. Counted a
+    pseudo-class over pixels whose truth is known, so kept / labelled is the share that the rule keeps of a class and right / kept its
+    precision. Counts of batches add up.
+    """
+    known = truth < num_classes
+    picked = known & (kept == label)
+    ids = jnp.arange(num_classes)
+    of = lambda mask: jnp.sum(mask.reshape(-1, 1) & (label.reshape(-1, 1) == ids), 0, dtype=jnp.int32)
+    return jnp.stack([of(known), of(picked), of(picked & (label == truth))], -1)
 
 
 def mean_softmax(logits: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
