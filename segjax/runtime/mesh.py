@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -38,6 +39,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[Any] | None = 
 def replicated(mesh: Mesh) -> NamedSharding:
     """One copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The values of `tree`, which every process has alike, on every device of all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, replicated(mesh))
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    # device_put takes host values alone to other processes' devices, and a key is none.
+    put = lambda leaf: jax.device_put(np.asarray(leaf), replicated(mesh))
+    wrapped = jax.jit(jax.random.wrap_key_data, out_shardings=replicated(mesh))
+    return jax.tree.map(lambda leaf: wrapped(put(jax.random.key_data(leaf))) if is_key(leaf) else put(leaf), tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -15,7 +15,7 @@ from segjax.data import encodings, label_spaces
 from segjax.data.dataset import Dataset
 from segjax.data.folders import FolderDataset
 from segjax.errors import ConfigError
-from segjax.verbs import build
+from segjax.verbs import build, stages
 
 READERS = "segjax.data.readers"
 """The package with one module a public data set: `--dataset=gta5` is the Dataset class of its module `gta5`."""
@@ -154,18 +154,26 @@ def _of_config(config) -> list[Source]:
     found: dict[str, Source] = {}
     for stage in build.stage_names(config):
         spec, where = build.plain(config.stages[stage]), f"config.stages.{stage}"
-        parts = [
-            Source(f"{where}.data.source", spec["data"]["source"], True, False),
-            Source(f"{where}.data.target", spec["data"].get("target"), False, False),
-        ]
-        parts += [Source(f"{where}.evaluate.{name}", part, True, True) for name, part in spec["evaluate"].items()]
+        if stages.verb(config, stage) == stages.TRAIN:
+            parts = [
+                Source(f"{where}.data.source", spec["data"]["source"], True, False),
+                Source(f"{where}.data.target", spec["data"].get("target"), False, False),
+            ]
+            parts += [Source(f"{where}.evaluate.{name}", part, True, True) for name, part in spec["evaluate"].items()]
+        else:
+            parts = [
+                Source(f"{where}.{key}", part, False, False) for key, part in spec.items() if isinstance(part, dict) and "make" in part
+            ]
         for source in itertools.chain.from_iterable(map(_parts, parts)):
             found.setdefault(json.dumps(source.spec, sort_keys=True, default=str), source)
     return list(found.values())
 
 
 def _parts(source: Source) -> list[Source]:
-    """The data sets of a mixture, or the one that it is, or none. Keys that say how much of a part is drawn are left out."""
+    """The data sets of a mixture, the one within a data set (photographs whose pseudo-labels are yet to be made), the one that it is, or
+    none. Keys that say how much of a part is drawn are left out."""
+    if source.spec and isinstance(source.spec.get("dataset"), dict):
+        return _parts(source._replace(where=f"{source.where}.dataset", spec=source.spec["dataset"]))
     if not source.spec or "parts" not in source.spec:
         return [source] if source.spec else []
     own = [{key: value for key, value in part.items() if key not in build.PART_KEYS} for part in source.spec["parts"]]

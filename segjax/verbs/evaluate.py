@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     network = load(args)
     mesh = build.make_mesh(network.stage)
     scorer = scoring.Scorer(network.stage, network.space, network.first, mesh)
-    state = jax.device_put(network.state, meshes.replicated(mesh))
+    state = meshes.replicate(network.state, mesh)
     for trial in scoring.trials(network.stage, args.dataset, changes):
         samples = network.place / "eval" / f"{trial.name}-{trial.split}" / "samples"
         folder.writable(network.place / "eval")

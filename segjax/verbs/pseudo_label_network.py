@@ -68,7 +68,7 @@ class Labeller:
                     "need the same outputs"
                 )
         self._mesh, self._voters, self._how, self._look = mesh, tuple(voters), how, look
-        self._states = jax.device_put(tuple(voter.state for voter in voters), meshes.replicated(mesh))
+        self._states = meshes.replicate(tuple(voter.state for voter in voters), mesh)
         known = np.arange(to.num_classes) if to == first.space else label_spaces.mapping(first.space, to)
         self._table = np.concatenate([np.full(first.first, IGNORE, np.uint8), known.astype(np.uint8)])
         rows = meshes.batch_sharding(mesh)

@@ -11,6 +11,7 @@ import numpy as np
 
 from segjax.data import pseudo
 from segjax.data.files import read_label
+from segjax.errors import ConfigError
 from segjax.runtime import workdir
 from segjax.verbs import folder, scores, scoring, startup
 from segjax.verbs import pseudo_label_work as work
@@ -28,6 +29,8 @@ def finished(place: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]
     startup.barrier("looked for done.json")
     if done is None or done["digest"] != folder.digest(settings):
         return None
+    if jax.process_index() == 0:
+        shutil.rmtree(place / folder.PARTIAL, ignore_errors=True)  # of a run that was killed in its last moment
     print(f"{place}: finished before with the same settings and inputs, nothing to do", flush=True)
     return done
 
@@ -37,8 +40,13 @@ def finish(
 ) -> dict[str, Any]:
     """Makes labels, pseudo.json, eval/ and, last of all, done.json, which is returned.
 
-    ConfigError when the folder holds work of other settings (`on_change`); continue labels everything anew in the same folder.
+    ConfigError when the folder holds work of other settings (`on_change`; continue labels everything anew in the same folder), or labels
+    of another origin.
     """
+    if (place / pseudo.LABELS).exists() and not (place / folder.CONFIG).is_file():
+        raise ConfigError(
+            f"{place / pseudo.LABELS} is there and was not made by `segjax pseudo-label`, which would replace it: choose another folder"
+        )
     stale = on_change == "continue" and folder.changes(place, settings)
     startup.barrier("compared settings")
     folder.prepare(place, settings, mesh, on_change=on_change)

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 from PIL import Image
+from processes import in_two
 
 from segjax import cli
 from segjax.runtime import loop
@@ -206,6 +207,15 @@ def test_by_hand_from_trained_stages_files_and_keys(system, whole, tmp_path, cap
     assert (tmp_path / "b/labels.sha256").read_bytes() == (tmp_path / "c/labels.sha256").read_bytes()  # grey is in the file too
 
 
+def test_labels_of_another_origin_are_not_replaced(system, whole, tmp_path, capsys):
+    (tmp_path / "data/labels").mkdir(parents=True)
+    (tmp_path / "data/labels/precious.png").write_text("years of work")
+    flags = ["--stage=one", f"--workdir={whole}", "--input=data.target", f"--output={tmp_path / 'data'}"]
+    assert cli.main(["pseudo-label", f"--config={system}", *flags]) == 2
+    assert "was not made by `segjax pseudo-label`" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").rglob("*")] == ["labels", "precious.png"]
+
+
 def _write_scenes(spec, images: pathlib.Path, labels: pathlib.Path) -> None:
     data = build.dataset(build.plain(spec), "scenes")
     for index in range(2):
@@ -298,6 +308,33 @@ def test_a_verb_of_a_fork_makes_stages(system, tmp_path, monkeypatch):
     with config.unlocked():
         config.stages.pseudo.verb = "fork.fork_verb"
     assert stages.module(config, "pseudo").run_stage() == {}
+
+
+def test_data_actions_read_the_photographs_of_stages_that_make_labels(system, capsys):
+    assert cli.main(["data", "check", f"--config={system}"]) == 0
+    out = capsys.readouterr().out
+    assert "config.stages.pseudo.dataset" in out and "three.data.target.labels" not in out, out
+
+
+def test_two_processes_label_what_one_does(system, whole, tmp_path):
+    """Each labels its half of every batch and thresholds its half of the images; one of them writes what is said of all."""
+    for place in PLACES[:2]:
+        shutil.copytree(whole / place, tmp_path / place)
+    argv = ["pseudo-label", f"--config={system}", "--stage=pseudo", f"--workdir={tmp_path / '03-pseudo'}"]
+    texts = in_two(argv, tmp_path / "cache", path=str(pathlib.Path(system).parent))
+    assert sorted("| vegetation" in text for text in texts) == [False, True]
+    two, one = (json.loads((place / "03-pseudo/pseudo.json").read_text()) for place in (tmp_path, whole))
+    assert (two["images"], two["pixels"], two["sizes"], two["settings"]) == (one["images"], one["pixels"], one["sizes"], one["settings"])
+    assert abs(two["kept_pixels"] - one["kept_pixels"]) < 2e-3 and max(map(abs, _differences(two, one, "thresholds"))) < 1e-3
+    build.dataset({"make": "segjax.data.pseudo:PseudoLabelled", **_scenes(system), "labels": str(tmp_path / "03-pseudo")}, "data")
+
+
+def _scenes(system: str) -> dict:
+    return {"dataset": build.plain(config_file.load(system).stages.pseudo.dataset)}
+
+
+def _differences(a: dict, b: dict, key: str) -> list[float]:
+    return [x - y for x, y in zip(a[key], b[key], strict=True)]
 
 
 def test_evaluate_takes_the_last_stage_that_has_a_network(system, whole, tmp_path, capsys):
