@@ -36,7 +36,7 @@ BATCH_KEYS = ("workers", "target_batch_size")
 PART_KEYS = ("weight", "repeat", "sampling")
 """Keys of a mixture's part that say how much of it is drawn; the others are the data set's arguments."""
 
-OPTIONAL_KEYS = ("verb", "start_from", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
+OPTIONAL_KEYS = ("verb", "start_from", "frozen", "mesh", "sharding", "keep", "log_every", "checkpoint_every", "evaluate_every")
 """Keys that a stage may leave out."""
 
 
@@ -146,7 +146,7 @@ def training_data(stage: Stage) -> TrainingData:
     source = dataset(data["source"], f"{where}.source")
     target = dataset(data["target"], f"{where}.target") if data.get("target") else None
     classes = source.label_space.num_classes
-    if stage.model.num_classes != classes:
+    if getattr(stage.model, "num_classes", classes) != classes:  # a translator has none
         raise ConfigError(
             f"config.stages.{stage.name}.model.num_classes={stage.model.num_classes} but data.source is {source.label_space.name} "
             f"with {classes} classes: set num_classes={classes}, or another label_space"
