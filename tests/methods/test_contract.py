@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segjax.errors import ConfigError
-from segjax.methods import adabn, diga_warmup, fda, fda_contrastive, source_only
+from segjax.methods import adabn, diga_selftrain, diga_warmup, fda, fda_contrastive, source_only
 from segjax.nets.deeplab import DeepLabV2
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv
 from segjax.runtime import mesh as meshes
@@ -72,6 +72,7 @@ WARMUP = dict(
     faithful_statistics=True,
     faithful_teacher=True,
 )
+SELFTRAIN = {key: value for key, value in WARMUP.items() if key != "faithful_statistics"} | {"centroid_momentum": 0.1, "mix_weight": 0.5}
 METHODS = {
     "source_only": lambda: source_only.make(model=Tiny(), optimizer=optimizer()),
     "source_only_ema_jitter": lambda: source_only.make(model=Tiny(), optimizer=optimizer(), jitter=0.4, ema_decay=0.9),
@@ -82,9 +83,19 @@ METHODS = {
     "fda_contrastive": lambda: fda_contrastive.make(model=Tiny(), optimizer=optimizer(), beta=0.1, samples=64, contrast_weight=0.1),
     "fda_contrastive_everything": lambda: fda_contrastive.make(model=Tiny(), optimizer=optimizer(), **CONTRASTIVE),
     "diga_warmup": lambda: diga_warmup.make(model=Tiny(), optimizer=optimizer(), beta=0.1),
-    "diga_warmup_everything": lambda: diga_warmup.make(model=Tiny(), optimizer=optimizer(), **WARMUP),
+    "diga_warmup_faithful": lambda: diga_warmup.make(model=Tiny(), optimizer=optimizer(), **WARMUP),
+    "diga_selftrain": lambda: diga_selftrain.make(model=Tiny(), optimizer=optimizer(0.02), beta=0.1),
+    "diga_selftrain_faithful": lambda: diga_selftrain.make(model=Tiny(), optimizer=optimizer(0.02), **SELFTRAIN),
     "adabn": lambda: adabn.make(model=Tiny(), optimizer=optimizer()),
 }
+CENTROIDS = {
+    "centroids": np.random.default_rng(5).normal(size=(5, 64)).astype(np.float32),
+    "counts": np.array([9, 9, 0, 9, 9], np.float32),
+}
+
+
+def frozen_of(name):
+    return {"centroids": CENTROIDS} if name.startswith("diga_selftrain") else ()
 
 
 @pytest.fixture(scope="module")
@@ -102,27 +113,29 @@ def batch():
     }
 
 
-def run(method, batch, steps, mesh, state=None):
+def run(method, batch, steps, mesh, state=None, frozen=()):
     """`steps` steps on `mesh` by the compiled, donated step; the state and one dict of floats a step."""
     abstract = jax.eval_shape(method.init, jax.random.key(3), batch)
     shardings = meshes.shard_rules(abstract, mesh, min_size=256)
     state = jax.jit(method.init, out_shardings=shardings)(jax.random.key(3), batch) if state is None else jax.device_put(state, shardings)
     spec = meshes.with_shardings(abstract, shardings)
-    compiled, _ = compile_step(method, spec, (), meshes.batch_spec(batch, mesh), mesh)
+    frozen = jax.device_put(frozen, meshes.replicated(mesh))
+    compiled, _ = compile_step(method, spec, frozen, meshes.batch_spec(batch, mesh), mesh)
     history = []
     for _ in range(steps):
-        state, metrics = compiled(state, (), meshes.put_batch(batch, mesh))
+        state, metrics = compiled(state, frozen, meshes.put_batch(batch, mesh))
         history.append({name: float(value) for name, value in metrics.items()})
     return state, history
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_eight_devices_give_what_one_gives(name, batch):
-    one, history = run(METHODS[name](), batch, 10, meshes.make_mesh(1))
+    frozen = frozen_of(name)
+    one, history = run(METHODS[name](), batch, 10, meshes.make_mesh(1), frozen=frozen)
     assert all(np.isfinite(value) for row in history for value in row.values())
     assert int(one.step) == 10
     for mesh in [meshes.make_mesh(*((4, 2) if "contrastive" in name else (2, 4)))] + [meshes.make_mesh(8)] * name.endswith("everything"):
-        many, other = run(METHODS[name](), batch, 10, mesh)
+        many, other = run(METHODS[name](), batch, 10, mesh, frozen=frozen)
         for mine, theirs in zip(history, other, strict=True):
             for key in mine:
                 if key.startswith("loss"):
@@ -131,21 +144,23 @@ def test_eight_devices_give_what_one_gives(name, batch):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["source_only", "fda", "fda_everything", "fda_contrastive", "fda_contrastive_everything", "diga_warmup"])
+@pytest.mark.parametrize(
+    "name", ["source_only", "fda", "fda_everything", "fda_contrastive", "fda_contrastive_everything", "diga_warmup", "diga_selftrain"]
+)
 def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch):
     method = METHODS[name]()
-    state, history = run(method, batch, 40, meshes.make_mesh(1))
+    state, history = run(method, batch, 40, meshes.make_mesh(1), frozen=frozen_of(name))
     assert history[-1]["loss/ce"] < 0.7 * history[0]["loss/ce"]
     logits = jax.jit(method.predict)(state, (), batch["source_image"])
     assert logits.shape == (8, 24, 36, 5) and logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["fda_everything", "fda_contrastive_everything", "diga_warmup_everything"])
+@pytest.mark.parametrize("name", ["fda_everything", "fda_contrastive_everything", "diga_warmup_faithful", "diga_selftrain_faithful"])
 def test_restart_equals_no_restart(name, batch):
-    method, mesh = METHODS[name](), meshes.make_mesh(1)
-    unbroken, _ = run(method, batch, 4, mesh)
-    half, _ = run(method, batch, 2, mesh)
-    resumed, _ = run(method, batch, 2, mesh, state=half)
+    method, mesh, frozen = METHODS[name](), meshes.make_mesh(1), frozen_of(name)
+    unbroken, _ = run(method, batch, 4, mesh, frozen=frozen)
+    half, _ = run(method, batch, 2, mesh, frozen=frozen)
+    resumed, _ = run(method, batch, 2, mesh, state=half, frozen=frozen)
     for a, b in zip(jax.tree.leaves(unbroken.replace(key=0)), jax.tree.leaves(resumed.replace(key=0)), strict=True):
         np.testing.assert_array_equal(a, b)
 
