@@ -132,7 +132,7 @@ def _by_flags(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, Any]]:
     learned = networks[0].space.classes
     if args.config:
         learned = scoring.learned_by(build.plain(args.config.stages[_stage_names(args)[0]])["data"]["source"])
-    job = values.job(spec, dataset, style, learned, "--")
+    job = values.job({**spec, "split": "input"}, dataset, style, learned, "--")
     return args.output, result.finish(job, networks, meshes.make_mesh(), args.output, settings, on_change=args.on_change)
 
 

@@ -17,7 +17,7 @@ from segjax.verbs import folder, scores, scoring, startup
 from segjax.verbs import pseudo_label_work as work
 from segjax.verbs.pseudo_label_files import Sums
 from segjax.verbs.pseudo_label_network import Labeller, Voter
-from segjax.verbs.pseudo_label_values import NO_RULE, Job
+from segjax.verbs.pseudo_label_values import Job
 
 SCORED = "pseudo-labels"
 """The name of their score, the same in every stage, so that a report puts them side by side."""
@@ -79,8 +79,8 @@ def finish(
 
 
 def _score(job: Job, sums: Sums, place: pathlib.Path, networks: str) -> dict[str, Any]:
-    """Writes eval/ and returns the scores of done.json: of the pixels that were kept and, under a rule, of all pixels before it."""
-    parts = {SCORED: sums.confident} | ({} if job.rule == NO_RULE else {f"{SCORED}-all": sums.every})
+    """Writes eval/ and returns the scores of done.json: of the pixels that were kept and, where that is not every one, of all of them."""
+    parts = {SCORED: sums.confident} | ({f"{SCORED}-all": sums.every} if sums.kept.sum() < sums.pixels else {})
     found = {}
     for name, confusion in parts.items():
         trial = scoring.Trial(name, job.split, job.dataset, job.size, job.how, job.headline)

@@ -207,6 +207,16 @@ def test_by_hand_from_trained_stages_files_and_keys(system, whole, tmp_path, cap
     assert (tmp_path / "b/labels.sha256").read_bytes() == (tmp_path / "c/labels.sha256").read_bytes()  # grey is in the file too
 
 
+def test_without_a_rule_a_network_labels_as_it_is_scored(system, whole, tmp_path):
+    flags = ["--stage=two", f"--workdir={whole}", "--input=evaluate.dusk", f"--output={tmp_path / 'out'}"]
+    assert cli.main(["pseudo-label", f"--config={system}", *flags]) == 0
+    ours, theirs = (
+        json.loads(path.read_text()) for path in (tmp_path / "out/eval/pseudo-labels-input.json", whole / "02-two/eval/dusk-val.json")
+    )
+    assert ours["confusion"] == theirs["confusion"] and ours["iou"] == theirs["iou"]
+    assert not (tmp_path / "out/eval/pseudo-labels-all-input.json").exists()  # every pixel is kept
+
+
 def test_labels_of_another_origin_are_not_replaced(system, whole, tmp_path, capsys):
     (tmp_path / "data/labels").mkdir(parents=True)
     (tmp_path / "data/labels/precious.png").write_text("years of work")
