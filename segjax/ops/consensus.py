@@ -25,7 +25,7 @@ def max_labels(logits: Sequence[Array], size: tuple[int, int], *, align_corners:
     return upsampled_map(_largest, tuple(logits), (), size, align_corners=align_corners, chunks=chunks)
 
 
-def _largest(full: tuple[Array, ...], maps: tuple[()]) -> Array:
+def _largest(full: tuple[Array, ...], maps: tuple) -> Array:
     largest = full[0]
     for other in full[1:]:
         largest = jnp.maximum(largest, other)

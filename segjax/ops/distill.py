@@ -43,7 +43,7 @@ def upsampled_soft_cross_entropy(
     return upsampled_sum(_soft_score, student, (teacher,), weight, None, size, align_corners=align_corners, chunks=chunks)
 
 
-def _soft_score(full: Array, others: tuple[Array], weight: Array, constants):
+def _soft_score(full: Array, others: tuple[Array, ...], weight: Array, constants: None) -> tuple[Array, Array, Array]:
     (teacher,) = others
     probs = jax.nn.softmax(teacher, axis=2)
     peak = jnp.max(full, axis=2, keepdims=True)

@@ -49,7 +49,8 @@ def feature_distance(
     """
     if features.shape != reference.shape:
         raise ConfigError(f"features {features.shape} and reference {reference.shape}: expected the same network's, of one shape")
-    mask = thing_mask(label, features.shape[1:3], classes, num_classes=num_classes, min_ratio=min_ratio)
+    size = features.shape[1], features.shape[2]
+    mask = thing_mask(label, size, classes, num_classes=num_classes, min_ratio=min_ratio)
     change = features.astype(jnp.float32) - lax.stop_gradient(reference).astype(jnp.float32)
     square = jnp.sum(change * change, -1)
     there = mask & (square > 0)

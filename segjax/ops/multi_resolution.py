@@ -46,7 +46,7 @@ def fuse(context: Array, detail: Array, attention: Array, corner: Array | None =
             raise ConfigError(f"detail {detail.shape[1:3]} for a fused map of {size}: pass the corner of its window")
         placed = detail.astype(jnp.float32)
     else:
-        a = a * _window_mask(context.shape[1:3], corner, detail.shape[1:3], ratio)[..., None]
+        a = a * _window_mask((context.shape[1], context.shape[2]), corner, (detail.shape[1], detail.shape[2]), ratio)[..., None]
         blank = jnp.zeros((detail.shape[0], *size, detail.shape[3]), jnp.float32)
         placed = lax.dynamic_update_slice(blank, detail.astype(jnp.float32), (0, corner[0], corner[1], 0))
     masked = (1 - a) * context.astype(jnp.float32)

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from segjax.errors import ConfigError
 from segjax.ops import photometric
@@ -108,16 +109,17 @@ def adjust_sharpness(image: Array, factor: Array | float) -> Array:
 
     PIL's, torchvision's and kornia's. The copy is clamped to 0..1, and so is the result when it is sharpened.
     """
-    height, width = image.shape[1:3]
-    if min(height, width) < 3:
-        return image
-    image = jnp.asarray(image)
-    cut = lambda y, x: image[:, y : height - 2 + y, x : width - 2 + x]
-    total = sum(cut(y, x) for y in range(3) for x in range(3)) + 4 * cut(1, 1)
-    smooth = image.at[:, 1:-1, 1:-1].set(jnp.clip(total / 13, 0, 1))
-    factor = jnp.reshape(jnp.asarray(factor, image.dtype), (-1, 1, 1, 1))
-    out = smooth + factor * (image - smooth)
-    return jnp.where(factor > 1, jnp.clip(out, 0, 1), out)
+    batch, height, width, channels = image.shape
+    flat = image.reshape(batch, height, width * channels)  # neighbours in a row are `channels` apart
+    padded = jnp.pad(flat, ((0, 0), (1, 1), (channels, channels)))
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    total = rows[:, :, : -2 * channels] + rows[:, :, channels:-channels] + rows[:, :, 2 * channels :] + 4 * flat
+    row, column = np.arange(height)[:, None], np.arange(width * channels) // channels
+    inside = (row > 0) & (row < height - 1) & (column > 0) & (column < width - 1)
+    smooth = jnp.where(inside, jnp.clip(total / 13, 0, 1), flat)
+    factor = jnp.reshape(jnp.asarray(factor, image.dtype), (-1, 1, 1))
+    out = smooth + factor * (flat - smooth)
+    return jnp.where(factor > 1, jnp.clip(out, 0, 1), out).reshape(image.shape)
 
 
 def dacs_kernel_size(side: int) -> int:

@@ -94,11 +94,12 @@ def upsampled_cross_entropy(
     if mean_over not in ("valid", "all"):
         raise ConfigError(f"mean_over={mean_over!r}: expected 'valid' (labelled pixels) or 'all'")
     maps = (label,) if pixel_weight is None else (label, pixel_weight.astype(jnp.float32))
-    total, count = upsampled_sum(_hard_score, logits, (), maps, weights, label.shape[1:], align_corners=align_corners, chunks=chunks)
+    size = label.shape[1], label.shape[2]
+    total, count = upsampled_sum(_hard_score, logits, (), maps, weights, size, align_corners=align_corners, chunks=chunks)
     return total, count if mean_over == "valid" else jnp.asarray(label.size, jnp.float32)
 
 
-def _hard_score(full: Array, others, maps, weights: Array):
+def _hard_score(full: Array, others: tuple[Array, ...], maps: tuple[Array, ...], weights: Array) -> tuple[Array, Array, Array]:
     """Cross-entropy of a block of rows, [B,rows,K,W] against labels [B,rows,W]."""
     truth, *pixel_weight = maps
     hit = truth.astype(jnp.int32)[:, :, None] == jnp.arange(full.shape[2])[:, None]
@@ -122,13 +123,14 @@ def hard_pixels(
     Source: OhemCrossEntropy of DiGA's Synthia/util/loss.py (there 0.7 and 100,000) and of HRNet's code before it.
     """
     _check(logits, label)
-    probability = upsampled_map(_label_probability, (logits,), label, label.shape[1:], align_corners=align_corners, chunks=chunks)
+    size = label.shape[1], label.shape[2]
+    probability = upsampled_map(_label_probability, (logits,), label, size, align_corners=align_corners, chunks=chunks)
     valid = (label >= 0) & (label < logits.shape[-1])
     limit = kth_smallest(probability, valid, jnp.minimum(min_kept, jnp.sum(valid, dtype=jnp.int32) - 1))
     return valid & (probability < jnp.maximum(limit, threshold))
 
 
-def _label_probability(full: tuple[Array], label: Array) -> Array:
+def _label_probability(full: tuple[Array, ...], label: Array) -> Array:
     hit = label.astype(jnp.int32)[:, :, None] == jnp.arange(full[0].shape[2])[:, None]
     return jnp.sum(jnp.where(hit, jax.nn.softmax(full[0], axis=2), 0), axis=2)
 

@@ -38,7 +38,9 @@ def predicted_labels(logits: Array, label: Array | None = None) -> Array:
     self-training only where the network agrees with the consensus (target) or with the ground truth (source).
     """
     found = jnp.argmax(logits, -1).astype(jnp.uint8)
-    return found if label is None else jnp.where(found == nearest(label, logits.shape[1:3]), found, IGNORE).astype(jnp.uint8)
+    return (
+        found if label is None else jnp.where(found == nearest(label, (logits.shape[1], logits.shape[2])), found, IGNORE).astype(jnp.uint8)
+    )
 
 
 def move(centroids: Array, means: Array, counted: Array, momentum: float) -> Array:
@@ -108,5 +110,5 @@ def nearest_centroid(
     return upsampled_map(_argmax, (weights,), (), size, align_corners=align_corners, chunks=chunks)
 
 
-def _argmax(full: tuple[Array], maps: tuple[()]) -> Array:
+def _argmax(full: tuple[Array, ...], maps: tuple) -> Array:
     return jnp.argmax(full[0], axis=2).astype(jnp.uint8)

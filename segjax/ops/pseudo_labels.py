@@ -25,7 +25,7 @@ def hard_labels(logits: Array, size: tuple[int, int], *, align_corners: bool = F
     return upsampled_map(_hard, (logits,), (), size, align_corners=align_corners, chunks=chunks)
 
 
-def _hard(full: tuple[Array], maps: tuple[()]) -> tuple[Array, Array]:
+def _hard(full: tuple[Array, ...], maps: tuple) -> tuple[Array, Array]:
     mass = jnp.sum(jnp.exp(full[0] - jnp.max(full[0], axis=2, keepdims=True)), axis=2)
     return jnp.argmax(full[0], axis=2).astype(jnp.uint8), 1 / mass
 

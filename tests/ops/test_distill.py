@@ -117,6 +117,17 @@ def test_half_precision_and_devices():
     np.testing.assert_allclose(half, want, rtol=1e-2)
 
 
+def test_full_size_logits_never_exist():
+    low, size = jnp.zeros((1, 32, 64, 19)), (256, 512)
+
+    def temporary(chunks):
+        loss = lambda x, teacher: distill.upsampled_soft_cross_entropy(x, teacher, size, chunks=chunks)[0]
+        return jax.jit(jax.value_and_grad(loss)).lower(low, low).compile().memory_analysis().temp_size_in_bytes
+
+    full = 4 * 256 * 512 * 19
+    assert temporary(32) < full / 4 < 2 * full <= temporary(1)
+
+
 def test_errors():
     x = jnp.zeros((2, 3, 4, 5))
     for student, teacher, weight in ((x[0], x, None), (x, x[:1], None), (x, x[..., :4], None), (x, x, jnp.ones((2, 4, 8)))):
