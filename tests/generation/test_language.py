@@ -36,8 +36,14 @@ def _writer(model, devices=1, fsdp=1, sampling=None, stop=(), unit=2, new_tokens
 
 
 @pytest.fixture(scope="module")
-def drawn(model):
-    return _writer(model)(PROMPTS, range(5), seed=SEED)
+def writer(model):
+    """On one device, two texts at once."""
+    return _writer(model)
+
+
+@pytest.fixture(scope="module")
+def drawn(writer):
+    return writer(PROMPTS, range(5), seed=SEED)
 
 
 def test_greedy_tokens_of_the_golden(model, golden):
@@ -65,10 +71,9 @@ def test_eight_devices_write_what_one_does(model, drawn, devices, fsdp, monkeypa
     assert writer([PROMPTS[n] for n in order], order, seed=SEED) == [drawn[n] for n in order]
 
 
-def test_one_program_and_one_dispatch_a_batch(model, drawn):
-    writer = _writer(model, unit=2)
+def test_one_program_and_one_dispatch_a_batch(writer, drawn, monkeypatch):
     calls, run = [], writer._run
-    writer._run = lambda *inputs: calls.append(inputs[1].shape) or run(*inputs)
+    monkeypatch.setattr(writer, "_run", lambda *inputs: calls.append(inputs[1].shape) or run(*inputs))
     assert writer(PROMPTS, range(5), seed=SEED) == drawn
     writer([[1, 2, 3] * 10, [4]], (0, 1), seed=SEED + 1)
     assert calls == [(2, 32)] * 4 and run._cache_size() == 1
@@ -86,8 +91,8 @@ def test_a_text_ends_with_its_stop_token(model, drawn):
         assert text == (whole.tokens[:length], length < NEW)
 
 
-def test_other_seeds_draw_others(model, drawn):
-    assert _writer(model)(PROMPTS, range(5), seed=SEED + 1) != drawn
+def test_other_seeds_draw_others(writer, drawn):
+    assert writer(PROMPTS, range(5), seed=SEED + 1) != drawn
 
 
 def _frequencies(logits, sampling, draws=4000):
@@ -123,8 +128,7 @@ def test_transformers_keeps_the_same_tokens():
             np.testing.assert_allclose(found, expected, atol=0.04)
 
 
-def test_what_does_not_fit_is_refused(model):
-    writer = _writer(model)
+def test_what_does_not_fit_is_refused(writer):
     with pytest.raises(ConfigError, match="507 tokens and 6 new ones exceed the model's context of 512"):
         writer([[1] * 507], [0], seed=0)
     with pytest.raises(ConfigError, match="prompts of 0 to 2 tokens: expected 1 to 32"):
