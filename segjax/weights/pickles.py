@@ -1,5 +1,7 @@
 """Tensors out of `torch.save` files (zip, and the legacy form before torch 1.6) and TorchScript archives without torch, executing nothing.
 
+Also numpy arrays out of plain pickles of a dict (detectron2's model zoo).
+
 A pickle is a program. `restricted.Unpickler` resolves a closed list of names (tensors, storages, ordered dicts, numpy scalars) to inert
 stand-ins; any other name ends the reading with a WeightsError. Of a TorchScript archive (OpenAI's CLIP downloads) the modules' attributes
 are read, never its code. Formats: torch/serialization.py, torch/_utils.py, torch/csrc/jit/serialization.
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from segjax.errors import WeightsError
-from segjax.weights.restricted import ScriptModule, Storage, Tensor, Unpickler
+from segjax.weights.restricted import NumpyArray, ScriptModule, Storage, Tensor, Unpickler
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -64,7 +66,10 @@ def _read_zip(file: BinaryIO) -> Any:
 
 def _read_legacy(file: BinaryIO) -> Any:
     storages: dict[str, Storage] = {}
-    if Unpickler(file, {}).load() != LEGACY_MAGIC or Unpickler(file, {}).load() != LEGACY_PROTOCOL:
+    first = Unpickler(file, {}).load()
+    if isinstance(first, dict):
+        return _resolve(first)
+    if first != LEGACY_MAGIC or Unpickler(file, {}).load() != LEGACY_PROTOCOL:
         raise pickle.UnpicklingError("no magic number of torch.save at its start")
     if not Unpickler(file, {}).load().get("little_endian", True):
         raise pickle.UnpicklingError("tensors in big-endian order")
@@ -81,7 +86,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 def _resolve(value: Any) -> Any:
     """Replace tensors by arrays through the nested dicts, lists and tuples, a TorchScript module by its state dict."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | NumpyArray):
         return value.array()
     if isinstance(value, ScriptModule):
         return dict(_state(value, ""))

@@ -65,6 +65,23 @@ class Tensor(_Inert):
         return np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, strides, writeable=False)
 
 
+class NumpyArray:
+    """A numpy array of a plain pickle (detectron2's model zoo), as its parts."""
+
+    _state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state):
+        self._state = state
+
+    def array(self) -> np.ndarray:
+        """Read-only, after checking that the bytes are as many as the shape needs."""
+        _, shape, kind, fortran, data = self._state
+        if not isinstance(kind, _NumpyType):
+            raise pickle.UnpicklingError("a numpy array without a dtype of numbers")
+        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's bytes
+        return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
 class ScriptModule:
     """What a TorchScript archive calls a module, whatever its class: the attributes that it brings, nothing that it could do."""
 
@@ -136,12 +153,14 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter_with_state"): first,
         ("torch", "device"): _Call(lambda *parts: ":".join(map(str, parts))),
         ("numpy", "dtype"): _NumpyType,
+        ("numpy", "ndarray"): _Inert,
         ("_codecs", "encode"): _Call(lambda text, _="latin1": text.encode("latin1")),
     }
     for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag"):
         names["torch.jit._pickle", name] = first
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         names[module, "scalar"] = _Call(_scalar)
+        names[module, "_reconstruct"] = _Call(lambda *_: NumpyArray())
     for name, dtype in _DTYPES.items():
         names["torch", name] = names["torch.cuda", name] = _StorageType(dtype)
     return names

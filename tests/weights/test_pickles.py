@@ -219,3 +219,38 @@ def test_the_kind_of_a_file_is_read_from_its_bytes(goldens, tmp_path):
         wrappers.kind(tmp_path / "text")
     with pytest.raises(WeightsError, match="no such file"):
         wrappers.kind(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_numpy_arrays_of_a_plain_pickle(tmp_path, protocol):
+    arrays = {
+        "weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "index": np.arange(4, dtype=np.int64)[::2],
+        "empty": np.zeros((0, 3), np.float16),
+        "scalar": np.array(2.5),
+    }
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "third_party", "matching_heuristics": True}, protocol))
+    found, removed = wrappers.read_state(path)
+    assert removed == ("model",) and set(found) == set(arrays)
+    for key, value in arrays.items():
+        assert found[key].dtype == value.dtype and found[key].shape == value.shape and not found[key].flags.writeable
+        np.testing.assert_array_equal(found[key], value)
+
+
+@pytest.mark.parametrize("array", [np.array([_Malicious("flag")], object), np.array(["text"])])
+def test_numpy_arrays_of_anything_but_numbers_are_refused(tmp_path, array):
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"model": {"weight": array}}, 2))
+    with pytest.raises(WeightsError, match="is not a number|nothing in it was executed"):
+        pickles.read(path)
+
+
+def test_a_numpy_array_with_too_few_bytes_is_refused(tmp_path):
+    path = tmp_path / "bad.pkl"
+    payload = pickle.dumps({"weight": np.arange(6, dtype=np.float32)}, 4)
+    assert payload.count(b"K\x06\x85") == 1
+    path.write_bytes(payload.replace(b"K\x06\x85", b"K\x07\x85"))
+    with pytest.raises(WeightsError, match="not a complete torch checkpoint"):
+        pickles.read(path)
