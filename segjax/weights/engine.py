@@ -51,6 +51,7 @@ class Rule:
         the outer axis by {i}, the inner one by {j} (from 0).
     share: (first, last, of): of the source's leading axis, cut into `of` equal parts, the parameter is parts first..last-1; the rules
         of its other shares name the same source, e.g. the query in an `in_proj_weight` that stacks query, key and value: (0, 1, 3).
+        Where `of` is None, first and last are rows, as in a slice: (0, -1, None) is all but the last, (-1, None, None) the last.
     """
 
     path: str
@@ -61,7 +62,7 @@ class Rule:
     copies: tuple[str, ...] = ()
     number: Callable[[int, tuple[str, ...]], int] | None = None
     levels: int = 1
-    share: tuple[int, int, int] | None = None
+    share: tuple[int, int | None, int | None] | None = None
 
     @property
     def stacked(self) -> bool:
@@ -89,8 +90,7 @@ class Rule:
     def to_segjax(self, parts: list[np.ndarray]) -> np.ndarray:
         """One layer's array out of its sources."""
         if self.share is not None:
-            first, last, of = self.share
-            parts = [part[part.shape[0] * first // of : part.shape[0] * last // of] for part in parts]
+            parts = [part[_rows(part.shape[0], *self.share)] for part in parts]
         parts = [self.transform.to_segjax(part) for part in parts]
         return parts[0] if self.join is None else np.concatenate(parts, self.join)
 
@@ -98,6 +98,11 @@ class Rule:
         """The way back, in `count` equal parts."""
         parts = [layer] if self.join is None else np.split(layer, count, self.join)
         return [self.transform.to_source(part) for part in parts]
+
+
+def _rows(length: int, first: int, last: int | None, of: int | None) -> slice:
+    """A `share` of an axis of that length."""
+    return slice(first, last) if of is None or last is None else slice(length * first // of, length * last // of)
 
 
 @dataclasses.dataclass(frozen=True)

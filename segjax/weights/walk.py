@@ -71,7 +71,7 @@ def _one(source, rule: Rule, layers, copies, path: str, shape: tuple[int, ...]) 
 def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables") -> dict[str, np.ndarray]:
     """The way back: {segjax path: array} -> {source key: array}, scanned parameters taken apart. WeightsError: a path without a rule."""
     result: dict[str, np.ndarray] = {}
-    shares: dict[str, dict[tuple[int, int, int], np.ndarray]] = {}
+    shares: dict[str, dict[tuple[int, int | None, int | None], np.ndarray]] = {}
     without = []
     for path, value in flat.items():
         value = np.asarray(value)
@@ -93,9 +93,9 @@ def to_source(flat: Mapping[str, Any], layout: Layout, *, name: str = "variables
     return result | (layout.derived(result) if layout.derived else {})
 
 
-def _whole(key: str, parts: Mapping[tuple[int, int, int], np.ndarray], without: list[str]) -> np.ndarray:
+def _whole(key: str, parts: Mapping[tuple[int, int | None, int | None], np.ndarray], without: list[str]) -> np.ndarray:
     """The source array of several parameters' shares; a share that no parameter has is added to `without`."""
-    ordered = sorted(parts)
+    ordered = sorted(parts, key=lambda share: (share[0] < 0, share[0]))
     ends, of = [0, *(last for _, last, _ in ordered)], ordered[0][2]
     if ends != [*(first for first, _, _ in ordered), of]:
         without.append(f"{key}, of which only the parts {[(first, last) for first, last, _ in ordered]} of {of} are there")
