@@ -44,6 +44,8 @@ class LanguageTokenizer:
         messages = [{"role": role, "content": text} for role, text in (("system", system), ("user", instruction)) if text]
         try:
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except ImportError as error:
+            raise WeightsError(f"{self._folder}: its chat template needs jinja2 ({error}): pip install jinja2") from error
         except Exception as error:  # the template is a program of the model's makers, and raises what it likes
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"{self._folder}: its chat template does not take the prompt ({reason}): try without --system") from error

@@ -49,6 +49,18 @@ def test_chat_template(folder):
         tokenizer.encode("a car", "no system here")
 
 
+def test_chat_template_without_its_library(folder, monkeypatch):
+    _change(folder / "tokenizer_config.json", chat_template=TEMPLATE)
+    tokenizer = LanguageTokenizer(folder)
+
+    def absent(*_, **__):
+        raise ImportError("no jinja2")
+
+    monkeypatch.setattr(tokenizer._tokenizer, "apply_chat_template", absent)
+    with pytest.raises(WeightsError, match=r"needs jinja2 \(no jinja2\): pip install jinja2"):
+        tokenizer.encode("a car")
+
+
 def test_stop_tokens_come_from_every_file(folder):
     _change(folder / "config.json", eos_token_id=[5, 6])
     assert LanguageTokenizer(folder).stop == (2, 5, 6)

@@ -90,3 +90,19 @@ def test_groups_are_repeated_heads():
     mask = jnp.asarray(np.random.default_rng(0).random((2, 3, 5)) < 0.7).at[..., 0].set(True)
     expected = attention(query, key.repeat(3, 2), value.repeat(3, 2), mask=mask[:, None])
     np.testing.assert_allclose(grouped_attention(query, key, value, mask), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parameters"),
+    [
+        (dict(), 6_738_415_616),
+        (dict(width=8192, mlp_width=28672, layers=80, heads=64, kv_heads=8), 68_976_648_192),
+        (dict(vocab_size=128256, mlp_width=14336, kv_heads=8), 8_030_261_248),
+        (dict(vocab_size=128256, width=2048, mlp_width=8192, layers=16, kv_heads=8, head_dim=64, tied=True), 1_235_814_400),
+    ],
+    ids=["2-7B", "2-70B", "3-8B", "3.2-1B"],
+)
+def test_full_sizes(sizes, parameters):
+    net = Llama(**sizes)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *net.example())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
