@@ -1,7 +1,8 @@
 """Supervised contrastive losses over sampled pixel embeddings, in memory linear in their number.
 
 Only a block of anchors meets all keys at a time. Value and gradient come from the same pass (a custom VJP that knows the weights of the
-sum beforehand), so the N x M similarities are made once and never kept. Where the loss is linear in its positives they are summed a class.
+sum beforehand), so the N x M similarities are made once, each with one exp, and never kept. Where the loss is linear in its positives they
+are summed a class.
 """
 
 from functools import partial
@@ -10,12 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from segjax.typing import Array
 
 FORMS = ("all", "negatives")
 BLOCK = 256
 """Anchors that meet all keys at once: 256 x 32k similarities are 32 MB."""
+FAR = 60.0
+"""exp of no more than this either way: a positive that far below the highest negative costs its distance, one that far above nothing."""
+
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)  # a low temperature multiplies what a product loses
 
 
 def supervised_contrastive(
@@ -35,7 +41,8 @@ def supervised_contrastive(
     """Sum of the anchors' losses and what to divide it by, float32 scalars: a global mean is sum / count, summed over a sharded batch.
 
     anchors [N,D] and keys [M,D] are L2-normalised; anchor_label [N] and key_label [M] are ids; ids outside 0..num_classes-1 (255) take no
-    part. s_ij = a_i . k_j / temperature, P(i) = keys of anchor i's class.
+    part. s_ij = a_i . k_j / temperature, P(i) = keys of anchor i's class. On a mesh every device takes its share of the anchors against all
+    keys, which are gathered once. With one more dimension in front of all four, each of its rows is a problem by itself, whole on a device.
     form "all": mean over P(i) of -log(exp s_ip / sum_j exp s_ij) (SupCon, Khosla et al. 2020, equation 2).
     form "negatives": mean over P(i) of -log(exp s_ip / (exp s_ip + sum over keys of other classes)) (Wang et al. 2021, equation 3; also
         zgerem/UDA contrastiveloss.py with its row maximum kept a column, which the released code forgets).
@@ -51,12 +58,11 @@ def supervised_contrastive(
     takes_part = (anchor_label >= 0) & (anchor_label < num_classes)
     key_class = jnp.where((key_label >= 0) & (key_label < num_classes), key_label, -1)
     anchor_class = jnp.where(takes_part, anchor_label, -2)
-    itself = jnp.full(anchors.shape[0], -1, jnp.int32) if itself is None else itself.astype(jnp.int32)
-    positives = _positive_count(anchor_class, key_class, itself, num_classes)
-    weight = (takes_part & (positives > 0)).astype(jnp.float32)
-    total = _sum(anchors, keys, anchor_class, key_class, itself, weight, positives, 1.0 / temperature, form, block, num_classes)
-    count = jnp.sum(takes_part if over == "anchors" else weight, dtype=jnp.float32)
-    return total * (temperature / base_temperature if base_temperature else 1.0), count
+    sum_of = partial(_sum, num_classes=num_classes, sharpness=1.0 / temperature, form=form, block=block, spread=anchors.ndim == 2)
+    sum_of = sum_of if anchors.ndim == 2 else jax.vmap(sum_of)
+    total, positive = sum_of(anchors, keys, anchor_class, key_class, itself)
+    count = jnp.sum(takes_part if over == "anchors" else positive, dtype=jnp.float32)
+    return jnp.sum(total) * (temperature / base_temperature if base_temperature else 1.0), count
 
 
 def _one_hot(label: Array, num_classes: int) -> Array:
@@ -71,45 +77,49 @@ def _own_key(itself: Array, anchor_class: Array, key_class: Array) -> Array:
 def _positive_count(anchor_class, key_class, itself, num_classes) -> Array:
     of_class = _one_hot(key_class, num_classes).sum(0)
     found = jnp.where(anchor_class >= 0, of_class[jnp.maximum(anchor_class, 0)], 0.0)
-    return found - _own_key(itself, anchor_class, key_class)
+    return found if itself is None else found - _own_key(itself, anchor_class, key_class)
 
 
-def _sum(anchors, keys, anchor_class, key_class, itself, weight, positives, sharpness, form, block, num_classes):
-    """Sum over anchors of weight x loss. Positives of "all" are linear in the keys: one sum a class, outside the blocks."""
+def _sum(anchors, keys, anchor_class, key_class, itself, *, num_classes, sharpness, form, block, spread) -> tuple[Array, Array]:
+    """Sum over the anchors of the mean over their positives, and whether each has one, bool [N]."""
+    positives = _positive_count(anchor_class, key_class, itself, num_classes)
+    weight = (positives > 0).astype(jnp.float32)
     share = weight / jnp.maximum(positives, 1.0)
-    total: Any = _blocks(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block)
+    total: Any = _blocks(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block, spread)
     if form == "negatives":
-        return total
-    sums = _one_hot(key_class, num_classes).T @ keys
-    similar = jnp.sum(anchors * sums[jnp.maximum(anchor_class, 0)], -1)
-    own = jnp.sum(anchors * keys[jnp.maximum(itself, 0)], -1) * _own_key(itself, anchor_class, key_class)
-    return total - sharpness * jnp.sum(share * (similar - own))
+        return total, positives > 0
+    # here positives are linear in the keys: one sum a class, outside the blocks
+    sums = _product(_one_hot(key_class, num_classes).T, keys)
+    similar = jnp.sum(anchors * _product(_one_hot(anchor_class, num_classes), sums), -1)
+    if itself is not None:
+        similar -= jnp.sum(anchors * keys[jnp.maximum(itself, 0)], -1) * _own_key(itself, anchor_class, key_class)
+    return total - sharpness * jnp.sum(share * similar), positives > 0
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _blocks(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block):
-    value = partial(_block, keys, key_class, sharpness=sharpness, form=form, gradient=False)
-    rows = _deal(anchors, anchor_class, itself, weight, share, block=block)
-    return jnp.sum(lax.map(lambda row: value(*row)[0], rows))
+@partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9, 10))
+def _blocks(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block, spread):
+    keys, key_class, rows, _ = _deal(keys, key_class, (anchors, anchor_class, itself, weight, share), block, spread)
+    return jnp.sum(lax.map(lambda row: _OF_FORM[form](sharpness, keys, key_class, *row)[0], rows))
 
 
-def _blocks_fwd(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block):
-    rows = _deal(anchors, anchor_class, itself, weight, share, block=block)
-    # One partial sum of the keys' gradient for each device that holds anchors: they meet once, after the loop, not in every turn of it.
-    parts = max(jax.sharding.get_abstract_mesh().size, 1)
-    parts = parts if rows[0].shape[1] % parts == 0 else 1
+def _blocks_fwd(anchors, keys, anchor_class, key_class, itself, weight, share, sharpness, form, block, spread):
+    keys, key_class, rows, parts = _deal(keys, key_class, (anchors, anchor_class, itself, weight, share), block, spread)
+    split = lambda x: x.reshape(parts, -1, x.shape[-1])
 
     def turn(dkeys, row):
-        loss, slope = _block(keys, key_class, *row, sharpness=sharpness, form=form, gradient=True)
-        split = lambda x: x.reshape(parts, -1, x.shape[-1])
-        return dkeys + jnp.einsum("pbm,pbd->pmd", split(slope), split(row[0])), (loss, slope @ keys)
+        loss, scale, slope = _OF_FORM[form](sharpness, keys, key_class, *row)
+        # [D,M]: a CPU is four times as fast at this product as at its transpose
+        dkeys += jnp.einsum("pbd,pbm->pdm", split(scale * row[0]), split(slope), precision=lax.Precision.HIGHEST)
+        return dkeys, (loss, scale * _product(slope, keys))
 
-    dkeys, (loss, danchors) = lax.scan(turn, jnp.zeros((parts, *keys.shape), jnp.float32), rows)
+    # One partial sum of the keys' gradient for each device: they meet once, after the loop, not in every turn of it.
+    dkeys = _placed(jnp.zeros((parts, *keys.T.shape), jnp.float32), parts, 0)
+    dkeys, (loss, danchors) = lax.scan(turn, dkeys, rows)
     danchors = danchors.swapaxes(0, 1).reshape(-1, anchors.shape[-1])[: anchors.shape[0]]
-    return jnp.sum(loss), (danchors, dkeys.sum(0))
+    return jnp.sum(loss), (danchors, dkeys.sum(0).T)
 
 
-def _blocks_bwd(sharpness, form, block, saved, cotangent):
+def _blocks_bwd(sharpness, form, block, spread, saved, cotangent):
     danchors, dkeys = saved
     return (cotangent * danchors, cotangent * dkeys, None, None, None, None, None)
 
@@ -117,37 +127,64 @@ def _blocks_bwd(sharpness, form, block, saved, cotangent):
 _blocks.defvjp(_blocks_fwd, _blocks_bwd)
 
 
-def _deal(*arrays: Array, block: int) -> tuple[Array, ...]:
-    """Arrays [N,...] as [turns, block, ...], filled up with zeros (weight 0). Turn t takes rows t, t + turns, ...: rows that are sharded
-    over devices stay where they are, and every device has its share of every turn."""
-    n = arrays[0].shape[0]
-    block = min(block, n)
+def _deal(keys: Array, key_class: Array, rows: tuple[Any, ...], block: int, spread: bool) -> tuple[Array, Array, Any, int]:
+    """The keys and their classes on every device, rows [N,...] as [turns, block, ...], and over how many devices a block is spread.
+
+    Rows are filled up with zeros (weight 0). Turn t takes rows t, t + turns, ...: rows that are sharded stay where they are.
+    """
+    mesh, n = jax.sharding.get_abstract_mesh(), len(rows[0])
+    parts = mesh.size if spread and mesh.size > 1 else 1
+    block = -(-min(block, n) // parts) * parts
     turns = -(-n // block)
     pad = lambda x: jnp.pad(x, ((0, block * turns - n),) + ((0, 0),) * (x.ndim - 1))
-    return tuple(pad(x).reshape(block, turns, *x.shape[1:]).swapaxes(0, 1) for x in arrays)
+    deal = lambda x: _placed(pad(x).reshape(block, turns, *x.shape[1:]).swapaxes(0, 1), parts, 1)
+    return _placed(keys, parts), _placed(key_class, parts), jax.tree.map(deal, rows), parts
 
 
-def _block(keys, key_class, anchors, anchor_class, itself, weight, share, *, sharpness, form, gradient):
-    """Loss of one block of anchors and, with `gradient`, its derivative by the products a_i . k_j [b,M]."""
-    similarity = sharpness * (anchors @ keys.T)
-    other = jnp.arange(keys.shape[0]) != itself[:, None]
-    valid = key_class >= 0
-    same = anchor_class[:, None] == key_class
-    against = (other & valid) if form == "all" else (valid & ~same)
-    logits = jnp.where(against, similarity, -jnp.inf)
-    highest = jnp.max(logits, -1, keepdims=True)
-    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)  # no key at all to stand against
-    odds = jnp.exp(logits - highest)
+def _placed(x: Array, parts: int, axis: int | None = None) -> Array:
+    """x with `axis` split over the whole mesh, or a copy on every device."""
+    if parts == 1:
+        return x
+    spec = () if axis is None else (*[None] * axis, jax.sharding.get_abstract_mesh().axis_names)
+    return lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _highest(similarity: Array, against: Array) -> Array:
+    """The highest similarity [b,1] to the keys of the mask `against`, 0 where it is empty."""
+    highest = jnp.max(jnp.where(against, similarity, -jnp.inf), -1, keepdims=True)
+    return jnp.where(jnp.isfinite(highest), highest, 0.0)
+
+
+def _block_of_all(sharpness, keys, key_class, anchors, anchor_class, itself, weight, share) -> tuple[Array, Array, Array]:
+    """Losses [b] of anchors without their positives' part; scale [b,1] and slope [b,M]: their product is the derivative by a_i . k_j."""
+    similarity = sharpness * _product(anchors, keys.T)
+    against = key_class >= 0 if itself is None else (key_class >= 0) & (jnp.arange(len(keys)) != itself[:, None])
+    highest = _highest(similarity, against)
+    odds = jnp.exp(jnp.where(against, similarity, -jnp.inf) - highest)
     total = odds.sum(-1, keepdims=True)
-    some = jnp.where(total > 0, total, 1.0)
-    lse = jnp.where(total > 0, jnp.log(some) + highest, -jnp.inf)
-    if form == "all":
-        loss = jnp.sum(jnp.where(weight > 0, weight * jnp.where(total > 0, jnp.log(some) + highest, 0.0)[:, 0], 0.0))
-        return loss, sharpness * weight[:, None] * odds / some if gradient else None
-    positive = same & other
-    gap = jnp.where(positive, lse - similarity, -jnp.inf)
-    loss = jnp.sum(share * jnp.sum(jnp.where(positive, jax.nn.softplus(gap), 0.0), -1))
-    if not gradient:
-        return loss, None
-    pull = share[:, None] * jax.nn.sigmoid(gap)  # 0 off the positives
-    return loss, sharpness * (pull.sum(-1, keepdims=True) * odds / some - pull)
+    total = jnp.where(total > 0, total, 1.0)  # nothing to stand against: the loss is 0
+    return weight * (jnp.log(total) + highest)[:, 0], sharpness * weight[:, None] / total, odds
+
+
+def _block_of_negatives(sharpness, keys, key_class, anchors, anchor_class, itself, weight, share) -> tuple[Array, Array, Array]:
+    """Losses [b] of anchors; scale [b,1] and slope [b,M] as above. o_ij = exp(s_ij - the highest negative), t = their sum over i's
+    negatives: a positive costs -log(o / (o + t)) and pulls with t / (o + t)."""
+    similarity = sharpness * _product(anchors, keys.T)
+    same = anchor_class[:, None] == key_class
+    positive = same if itself is None else same & (jnp.arange(len(keys)) != itself[:, None])
+    negative = (key_class >= 0) & ~same
+    highest = _highest(similarity, negative)
+    away = similarity - highest
+    odds = jnp.exp(jnp.clip(away, -FAR, FAR))
+    total = jnp.sum(jnp.where(negative, odds, 0.0), -1, keepdims=True)
+    against = odds + total
+    near = away > -FAR
+    cost = -jnp.log(jnp.where(near, odds, 1.0) / against) - jnp.where(near, 0.0, away)
+    share = jnp.where(total[:, 0] > 0, share, 0.0)  # nothing to stand against: the loss is 0
+    pull = jnp.where(positive, total / against, 0.0)
+    push = pull.sum(-1, keepdims=True) / jnp.where(total > 0, total, 1.0)
+    loss = share * jnp.sum(jnp.where(positive, cost, 0.0), -1)
+    return loss, sharpness * share[:, None], jnp.where(negative, push * odds, -pull)
+
+
+_OF_FORM = {"all": _block_of_all, "negatives": _block_of_negatives}

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from segjax.ops.contrastive import supervised_contrastive
+from segjax.ops import contrastive
+from segjax.runtime.mesh import batch_sharding, make_mesh, replicated
+
+STATIC = ("num_classes", "temperature", "base_temperature", "form", "over", "block")
+supervised_contrastive = jax.jit(contrastive.supervised_contrastive, static_argnames=STATIC)
 
 
 def mean(anchors, keys, anchor_label, key_label, **options):
@@ -35,7 +38,7 @@ def test_supcon_reference(goldens, seed, case, views):
         options = dict(num_classes=int(label.max()) + 1, temperature=temperature, base_temperature=base, block=32)
         return mean(anchors, keys, labels[: len(anchors)], labels, itself=jnp.arange(len(anchors)), **options)
 
-    value, gradient = jax.value_and_grad(loss)(feature)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(feature)
     np.testing.assert_allclose(value, golden[f"out_loss_{case}"], atol=5e-5)
     np.testing.assert_allclose(gradient, golden[f"grad_feat_{case}"], atol=1e-5)
 
@@ -53,7 +56,7 @@ def test_the_seeds_pixel_variant(goldens, seed):
             pick(target), pick(stylized), label, label, num_classes=20, temperature=float(golden["par_tau"]), form="negatives", block=64
         )
 
-    value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.asarray(golden["in_trg_emb"]), jnp.asarray(golden["in_styl_emb"]))
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(jnp.asarray(golden["in_trg_emb"]), jnp.asarray(golden["in_styl_emb"]))
     np.testing.assert_allclose(value, golden["out_loss_fixed_f64"], rtol=1e-5)
     np.testing.assert_allclose(gradients[0], golden["grad_trg_emb_fixed"], atol=5e-7)
     np.testing.assert_allclose(gradients[1], golden["grad_styl_emb_fixed"], atol=5e-7)
@@ -70,7 +73,7 @@ def test_contrastive_seg(goldens, seed):
         options = dict(num_classes=int(labels.max()) + 1, temperature=temperature, base_temperature=base, form="negatives", block=16)
         return mean(keys, keys, labels, labels, itself=jnp.arange(len(labels)), **options)
 
-    value, gradient = jax.value_and_grad(loss)(golden["in_feat"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(golden["in_feat"])
     np.testing.assert_allclose(value, golden["out_loss"], atol=5e-5)
     np.testing.assert_allclose(gradient, golden["grad_feat"], atol=5e-6)
 
@@ -106,7 +109,7 @@ def test_blocks_equal_the_dense_form_with_other_lengths_and_ignored_pixels(form,
     ours = jax.jit(
         jax.value_and_grad(lambda a, k: mean(a, k, anchor_label, key_label, block=32, **options), (0, 1)),
     )(anchors, keys)
-    theirs = jax.value_and_grad(lambda a, k: dense(a, k, anchor_label, key_label, **options), (0, 1))(anchors, keys)
+    theirs = jax.jit(jax.value_and_grad(lambda a, k: dense(a, k, anchor_label, key_label, **options), (0, 1)))(anchors, keys)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, theirs)
     np.testing.assert_allclose(mean(anchors, keys, anchor_label, key_label, block=32, **options), ours[0], rtol=1e-6)
 
@@ -122,7 +125,7 @@ def test_lone_classes_and_empty_sets_stay_finite(form):
         (np.zeros(6, int), np.full(6, 255), True),  # no key
     ):
         loss = lambda a, k, left=anchor_label, right=key_label: mean(a, k, left, right, **options)
-        value, gradients = jax.value_and_grad(loss, (0, 1))(anchors, keys)
+        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(anchors, keys)
         assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
         assert (float(value) == 0) == zero or form == "negatives"
     alone = jnp.zeros(6, jnp.int32)
@@ -137,19 +140,61 @@ def test_the_mean_over_anchors_with_a_positive():
     assert all_of_them == (anchor_label < 4).sum() and some == sum(label < 4 and label in key_label for label in anchor_label)
 
 
-def test_eight_devices_equal_one_and_memory_grows_linearly():
-    anchors, keys, anchor_label, key_label = problem(n=256, m=256)
-    function = jax.value_and_grad(functools.partial(mean, num_classes=4, form="negatives", block=64), (0, 1))
-    expected = jax.jit(function)(anchors, keys, anchor_label, key_label)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    placed = [jax.device_put(jnp.asarray(x), rows) for x in (anchors, keys, anchor_label, key_label)]
-    with jax.set_mesh(mesh):
-        got = jax.jit(function)(*placed)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, expected)
-    temporary = []
-    for n in (2048, 8192):
-        shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((n, 64), jnp.float32), ((n,), jnp.int32)) for _ in range(2)]
-        of = jax.value_and_grad(functools.partial(mean, num_classes=4, form="all"), (0, 1))
-        temporary.append(jax.jit(of).lower(*shapes).compile().memory_analysis().temp_size_in_bytes)
-    assert temporary[1] < 5 * temporary[0]  # 16 times as many similarities
+def exact(anchors, keys, anchor_label, key_label, *, temperature, form):
+    """Mean over the anchors with a positive, one pair after the other in float64."""
+    s, each = np.asarray(anchors, np.float64) @ np.asarray(keys, np.float64).T / temperature, []
+    for row, label in zip(s, anchor_label, strict=True):
+        positives, negatives = row[key_label == label], row[key_label != label]
+        against = row if form == "all" else None
+        costs = [np.logaddexp.reduce(np.append(negatives, x) if against is None else against) - x for x in positives]
+        each.append(np.mean(costs))
+    return np.mean(each)
+
+
+@pytest.mark.parametrize("form", ["all", "negatives"])
+@pytest.mark.parametrize("temperature", [0.5, 0.01, 0.002])
+def test_low_temperatures_neither_overflow_nor_flatten(form, temperature):
+    """Similarities of up to 1000 apart: past what exp holds in float32, both ways."""
+    anchors, keys, _, _ = problem(n=12, m=24, d=3)
+    anchor_label, key_label = np.arange(12) % 3, np.arange(24) % 3
+    options = dict(num_classes=3, temperature=temperature, form=form)
+    value, gradients = jax.jit(jax.value_and_grad(lambda a, k: mean(a, k, anchor_label, key_label, **options), (0, 1)))(anchors, keys)
+    want = exact(anchors, keys, anchor_label, key_label, temperature=temperature, form=form)
+    np.testing.assert_allclose(value, want, rtol=2e-6)
+    step = 1e-4 * unit(gradients[0])
+    move = lambda sign: exact(anchors + sign * step, keys, anchor_label, key_label, temperature=temperature, form=form)
+    np.testing.assert_allclose((move(1) - move(-1)) / 2, np.sum(gradients[0] * step), rtol=1e-2)
+
+
+def test_a_loss_near_zero_keeps_its_digits():
+    """Classes far apart at a common temperature: 1 - 1e-7 has no room for it in float32."""
+    label = np.arange(8) % 4
+    keys = jnp.eye(4)[label]
+    value = mean(keys, keys, label, label, num_classes=4, temperature=0.07, form="negatives")
+    np.testing.assert_allclose(value, np.log1p(6 * np.exp(-1 / 0.07)), rtol=0.02, atol=0)
+
+
+def test_images_by_themselves_are_problems_by_themselves():
+    anchors, keys, anchor_label, key_label = problem(n=60, m=75)
+    parts = [x.reshape(3, -1, *x.shape[1:]) for x in (anchors, keys, anchor_label, key_label)]
+    itself = np.tile(np.arange(20), (3, 1))
+    loss = functools.partial(supervised_contrastive, num_classes=4, block=8)
+    together = loss(*parts, itself=itself, over="positives")
+    alone = [loss(*(x[i] for x in parts), itself=itself[i], over="positives") for i in range(3)]
+    np.testing.assert_allclose(together, np.sum(alone, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("fsdp", "form"), [(1, "negatives"), (2, "all")])
+def test_eight_devices_equal_one(fsdp, form):
+    """Rows over the whole mesh; then a number of them that no device count divides, from one device, and three images of their own."""
+    mesh = make_mesh(8 // fsdp, fsdp)
+    options = dict(num_classes=4, form=form, block=24)
+    function = jax.value_and_grad(functools.partial(mean, **options), (0, 1))
+    sharded = problem(n=64, m=96)
+    uneven = problem(n=35, m=51)
+    images = tuple(x.reshape(8, -1, *x.shape[1:]) for x in sharded)
+    for inputs, placing in ((sharded, batch_sharding(mesh)), (uneven, replicated(mesh)), (images, batch_sharding(mesh))):
+        expected = jax.jit(function)(*inputs)
+        with jax.set_mesh(mesh):
+            got = jax.jit(function)(*(jax.device_put(jnp.asarray(x), placing) for x in inputs))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, expected)
