@@ -156,8 +156,7 @@ def make(
             supervised_contrastive, num_classes=classes, temperature=temperature, base_temperature=base_temperature, form=form
         )
         if keys == "image":
-            total, count = jax.vmap(loss)(anchors, views, label, label)
-            return jnp.sum(total), jnp.sum(count)
+            return loss(anchors, views, label, label)
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         key, key_label = flat(views), flat(label)
         if bank is not None:
