@@ -6,6 +6,7 @@ Its instruction was never published; `INSTRUCTION` is this package's own and ask
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ def _bare(text: str) -> str:
 
 
 def _stripped(line: str) -> str:
-    """One line without what stands around the caption."""
+    """One line without what stands around the caption, and without control characters and halves of characters."""
+    line = "".join(" " if character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cs") else character for character in line)
     text, before = " ".join(line.split()), ""
     while text != before:  # `1. **"A photo of a car."**,` has one shell around the other
         before = text

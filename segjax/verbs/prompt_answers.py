@@ -89,7 +89,7 @@ def gather(spec: Mapping[str, Any], answers: Answers, mesh: jax.sharding.Mesh) -
 
 
 def _line(number: int, answer: Answer) -> str:
-    return json.dumps({"request": number, **answer._asdict()}, ensure_ascii=False) + "\n"
+    return json.dumps({"request": number, **answer._asdict()}) + "\n"  # in ASCII: some of Unicode's characters end a line
 
 
 def _parsed(line: str, number: int) -> Answer | None:

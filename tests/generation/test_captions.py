@@ -49,6 +49,10 @@ def test_small_talk_fences_and_blank_lines_go():
     assert clean(answer) == ["A wet road", "A dry road"]
 
 
+def test_no_character_that_would_break_a_file():
+    assert clean("A\x1cwet\u2028road\x85at\b \ufffddusk\ud83d, caf\u00e9 \U0001f327") == ["A wet road at dusk , caf\u00e9 \U0001f327"]
+
+
 def test_arrays_of_texts():
     assert clean('```json\n["A wet road,", "2. A dry road"]\n```') == ["A wet road", "A dry road"]
     assert clean('[{"caption": "A wet road"}]') == ["A wet road"]

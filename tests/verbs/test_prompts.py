@@ -145,6 +145,13 @@ def test_an_endpoint_is_not_asked_again(server, tmp_path, capsys):
     assert "was made with other settings or inputs (count: 2 -> 3)" in capsys.readouterr().err
 
 
+def test_answers_of_any_characters_are_kept(server, tmp_path):
+    server.replies = [good("A photo\u2028of a \ud83dcar\x85at dusk\nA photo of a caf\u00e9")]
+    assert write(tmp_path, *remote(server, "--count=2")) == 0
+    assert [each.text for each in prompts.read(tmp_path / "prompts.jsonl")] == ["A photo of a car at dusk", "A photo of a caf\u00e9"]
+    assert write(tmp_path, *remote(server, "--count=1", "--on-change=continue")) == 0 and len(server.seen) == 1
+
+
 def test_an_endpoint_without_enough_to_say(server, tmp_path, capsys):
     server.replies = [ANSWERS[0], good("A photo of a ROAD at dusk")]
     assert write(tmp_path, *remote(server, "--count=4", "--requests=4")) == 3
