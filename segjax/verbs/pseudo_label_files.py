@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from segjax.data import pseudo
-from segjax.errors import ConfigError
+from segjax.errors import ConfigError, DataError
 from segjax.typing import IGNORE
 from segjax.verbs.folder import PARTIAL
 
@@ -73,8 +73,12 @@ class Files:
         write_png(self.raw(index), pixels, level=1)
 
     def read_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(label uint8 [H,W], bins uint16 [H,W]) of `write_raw`."""
-        pixels = np.asarray(Image.open(self.raw(index)))
+        """(label uint8 [H,W], bins uint16 [H,W]) of `write_raw`. DataError for a file that a crash of the machine left damaged: it goes."""
+        try:
+            pixels = np.asarray(Image.open(self.raw(index)))
+        except (OSError, SyntaxError) as error:  # PIL says a broken PNG is the latter
+            self.raw(index).unlink()
+            raise DataError(f"{self.raw(index)} was damaged ({error}) and is gone: the same command makes it again") from None
         return pixels[..., 0], pixels[..., 1].astype(np.uint16) << 8 | pixels[..., 2]
 
     def write_histogram(self, process: int, indices: Iterable[int]) -> None:

@@ -13,7 +13,7 @@ from segjax.data import label_spaces, pseudo
 from segjax.data.dataset import Dataset
 from segjax.data.folders import FolderDataset
 from segjax.data.procedural import StreetScenes
-from segjax.errors import ConfigError, Preempted
+from segjax.errors import ConfigError, DataError, Preempted
 from segjax.ops import fourier, photometric
 from segjax.ops.metrics import iou
 from segjax.runtime import mesh as meshes
@@ -205,6 +205,21 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(rule, tmp_path, monkeypatc
         make(tmp_path / "broken", work)
     monkeypatch.undo()
     assert not (tmp_path / "broken" / pseudo.SUMMARY).exists()
+    make(tmp_path / "broken", work)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_a_file_that_a_crash_left_damaged_is_made_again(tmp_path, monkeypatch):
+    work = job(StreetScenes(size=(32, 64), look="dusk", length=4), batch_size=2)
+    make(tmp_path / "whole", work)
+    monkeypatch.setattr(pseudo_label_work, "_thresholds", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make(tmp_path / "broken", work)
+    monkeypatch.undo()
+    raw = sorted((tmp_path / "broken/partial/raw").glob("*.png"))[1]
+    raw.write_bytes(raw.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"{raw.name} was damaged .* the same command makes it again"):
+        make(tmp_path / "broken", work)
     make(tmp_path / "broken", work)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
