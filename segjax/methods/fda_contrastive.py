@@ -8,6 +8,7 @@ sampled pixels and y_t the target's labels: what model 1 made of it (`segjax pse
 """
 
 import functools
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class ContrastiveState(TrainState):
     def ema_variables(self) -> dict:
         return _without_head(super().ema_variables)
 
-    def with_variables(self, variables: dict) -> "ContrastiveState":
+    def with_variables(self, variables: dict) -> Self:
         """The network's variables from elsewhere; the projection head stays as it is."""
         head = {name: part for name, part in self.params.items() if name == PROJECTION}
         return super().with_variables({**variables, "params": {**variables["params"], **head}})
@@ -148,7 +149,8 @@ def make(
         """L2-normalised embedding float32 [B,S,D] of sampled pixels of the label's grid."""
         corners = model.align_corners
         found = pixel_samples.at_positions(_embedding(outputs, embedding).astype(jnp.float32), position, size, align_corners=corners)
-        found = found if head is None else head.apply({"params": params[PROJECTION]}, found)
+        if head is not None:
+            found = jnp.asarray(head.apply({"params": params[PROJECTION]}, found))
         return found * jax.lax.rsqrt(jnp.maximum(jnp.sum(found * found, -1, keepdims=True), 1e-12))
 
     def contrast(anchors: Array, views: Array, label: Array, bank, classes: int) -> tuple[Array, Array]:

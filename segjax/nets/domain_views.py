@@ -95,4 +95,4 @@ def translate(variables: dict[str, Any], image: Array, dtype: DTypeLike = jnp.fl
     encoder = variables["params"]["encoder"]
     width = encoder["stem"]["conv"]["kernel"].shape[-1]
     blocks = encoder["blocks"]["unit1"]["conv"]["kernel"].shape[0]
-    return Translator(width, blocks, dtype).apply({"params": variables["params"]}, image)
+    return jnp.asarray(Translator(width, blocks, dtype).apply({"params": variables["params"]}, image))

@@ -1,6 +1,6 @@
 """The training state that the methods of this package share."""
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class TrainState(struct.PyTreeNode):
     @classmethod
     def create(
         cls, key: Key, variables: dict, optimizer: optax.GradientTransformation, *, ema: bool = False, predicts: str = "teacher"
-    ) -> "TrainState":
+    ) -> Self:
         """State at step 0 from `{"params", "batch_stats"}` (the second may be absent); `ema` adds a teacher, a copy."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return cls(
@@ -61,7 +61,7 @@ class TrainState(struct.PyTreeNode):
         """The key of this step: a function of (seed, step) alone, so a resumed run draws what the unbroken one would have."""
         return jax.random.fold_in(self.key, self.step)
 
-    def with_variables(self, variables: dict) -> "TrainState":
+    def with_variables(self, variables: dict) -> Self:
         """This state with pretrained `{"params", "batch_stats"}` in the student and, where there is one, in the teacher.
 
         Values are cast to the state's dtypes. Without "batch_stats" the statistics stay. Raises WeightsError that lists missing,

@@ -1,7 +1,7 @@
 """The end of every training step: optimizer, EMA teacher, step counter."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from segjax.runtime.optim import accumulated_grad, ema_update
 from segjax.runtime.state import TrainState
 from segjax.typing import Array, Key, Metrics, Terms
 
+S = TypeVar("S", bound=TrainState)
 
-def apply_gradients(
-    state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, batch_stats: Any, ema_decay: float = 0.0
-) -> TrainState:
+
+def apply_gradients(state: S, gradients: Any, optimizer: optax.GradientTransformation, batch_stats: Any, ema_decay: float = 0.0) -> S:
     """State after one optimizer step, with the student's new statistics and, when it has one, the teacher moved towards it.
 
     The teacher's decay is min(1 - 1/(step + 1), ema_decay), so it starts as a copy of the student (Tarvainen and Valpola 2017, as
@@ -36,7 +36,7 @@ def apply_gradients(
 
 
 def descend(
-    state: TrainState,
+    state: S,
     terms: Callable[[Any, dict[str, Array], Any, Key], tuple[Terms, Any]],
     inputs: dict[str, Array],
     optimizer: optax.GradientTransformation,
@@ -44,7 +44,7 @@ def descend(
     key: Key,
     ema_decay: float = 0.0,
     accumulate: int = 1,
-) -> tuple[TrainState, Metrics]:
+) -> tuple[S, Metrics]:
     """One step down the gradient of a loss: the new state, and each term's contribution to the loss with "gradient_norm".
 
     terms: (params, inputs, batch_stats, key) -> ({"loss/...": (sum, weight)}, batch_stats). With `accumulate` > 1 it sees that many

@@ -16,6 +16,7 @@ import argparse
 import csv
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -100,7 +101,8 @@ def _texts(args: argparse.Namespace) -> list[str]:
 def _write_vectors(path: pathlib.Path, vectors: np.ndarray, **of: Sequence[str]) -> None:
     """Vectors [N,E] and, under one name, what each of them is of. Of several processes the first writes, here and below."""
     if jax.process_index() == 0:
-        np.savez(path, vectors=vectors, **{name: np.array(items) for name, items in of.items()})
+        arrays: dict[str, Any] = {"vectors": vectors, **{name: np.array(items) for name, items in of.items()}}
+        np.savez(path, **arrays)
     say(f"{len(vectors)} {path.stem} -> {path}")
 
 

@@ -9,7 +9,7 @@ import pytest
 import small_layouts
 
 from segjax import errors
-from segjax.verbs import build, config_file, evaluate, variables
+from segjax.verbs import build, config_file, evaluate, stages, variables
 from segjax.weights import safetensors_io
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -20,6 +20,11 @@ SPECS = {
     "fda.py:gta_cityscapes": 43_901_068,
     "fda.py:synthia_cityscapes": 43_901_068,
     "fda.py:camvid_day_dusk": None,
+    "fda_contrastive.py:quickstart": 351_660,
+    "fda_contrastive.py:camvid_day_dusk": None,
+    "fda_contrastive.py:gta_cityscapes": 43_901_068,
+    "fda_contrastive.py:gta_cityscapes,net=enet,row=all": None,
+    "fda_contrastive.py:gta_cityscapes,net=vgg16,row=cl_gt": 29_573_004,
 }
 
 
@@ -35,6 +40,9 @@ def test_no_config_is_left_out():
 def test_builds_and_steps_under_eval_shape(spec, traced):
     config = load(spec)
     for name in build.stage_names(config):
+        stages.module(config, name).check_stage(config, name)
+        if stages.verb(config, name) != stages.TRAIN:
+            continue
         stage = build.stage(config, name)
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(stage.model)["params"]))
         assert SPECS[spec] in (None, count)
@@ -52,13 +60,24 @@ def traced():
 
 
 def _trace(stage):
-    batch = evaluate.batch_shapes()
+    batch = {**evaluate.batch_shapes(), "target_label": evaluate.batch_shapes()["source_label"]}
     state = jax.eval_shape(stage.method.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(stage.method.step, state, (), batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
     assert metrics and all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
     logits = jax.eval_shape(stage.method.predict, state, (), batch["source_image"])
     assert logits.shape == (1, 64, 64, stage.model.num_classes)
+
+
+def test_the_seeds_settings_of_model_2():
+    method = load("fda_contrastive.py").stages.cl_pl.method
+    assert (method.beta, method.temperature, method.samples, method.form) == (0.09, 0.07, 2000, "negatives")
+    assert (method.contrast_start, method.entropy_weight, method.contrast_weight, method.projection) == (50_000, 0.005, 1.0, 0)
+    assert load("fda_contrastive.py").stages.model1.method.greyscale and load("fda_contrastive.py").stages.model1.method.betas == ()
+    enet = load("fda_contrastive.py:gta_cityscapes,net=enet,row=ce_pl").stages.ce_pl
+    assert (enet.model.embedding, enet.method.contrast_weight, enet.method.target_ce_weight) == (64, 0.0, 1.0)
+    with pytest.raises(errors.ConfigError, match="row=some"):
+        load("fda_contrastive.py:gta_cityscapes,row=some")
 
 
 def test_the_paper_settings_of_fda():
