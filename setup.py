@@ -28,6 +28,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "transformers>=5.0",
         "diffusers>=0.40",
+        "jinja2>=3.1",
         "safetensors>=0.6",
         "jaxtyping>=0.3",
         "numpy>=2.0",
