@@ -6,7 +6,8 @@
 
 The networks' class probabilities are averaged, resized to the image's own size, and the largest wins. --rule drops pixels that are not
 sure enough for their class: "code" keeps the most confident 1 - SHARE of each class, "paper" the most confident SHARE, both whatever
-reaches CAP (FDA's code and its paper differ); 255 stands for a dropped pixel. --style shows each image to the networks in the look of the
+reaches CAP (FDA's code and its paper differ); "consensus" keeps a pixel where the class whose centroid (--centroids) is nearest to the
+network's feature is the label's (DiGA); 255 stands for a dropped pixel. --style shows each image to the networks in the look of the
 next style image (`segjax stylize`). Leaves labels/NAME.png, labels.sha256, pseudo.json (thresholds, share kept, confidences, quality),
 pseudo.png and, where the images have labels, eval/. Data sets read it by `segjax.data.pseudo:PseudoLabelled`.
 A run that was stopped goes on with the images that are missing and ends with the same bytes; the temporary partial/ takes about 3 bytes a
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 
 from segjax.data import folders, label_spaces, pseudo
-from segjax.errors import ConfigError, DataError
+from segjax.errors import ConfigError, DataError, WeightsError
 from segjax.runtime import mesh as meshes
 from segjax.verbs import build, folder, inference, scoring, stages, startup, train
 from segjax.verbs import pseudo_label_result as result
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--rule", choices=values.RULES, default=default["rule"], help="which pixels are kept")
     parser.add_argument("--share", type=float, default=default["share"], help="of the rule, 0..1")
     parser.add_argument("--cap", type=float, default=default["cap"], help="a confidence that is always enough, 0..1")
+    parser.add_argument("--centroids", default="", metavar="FILE", help="of --rule=consensus: what `segjax centroids` has left")
     parser.add_argument("--size", default="", metavar="WxH", help="resize images to this for the networks (default: their own size)")
     parser.add_argument("--batch-size", type=int, default=default["batch_size"], help="rounded up to the number of devices")
     inference.add_arguments(parser)
@@ -89,6 +91,8 @@ def run_stage(config, name: str, place: pathlib.Path, places: Mapping[str, pathl
     inputs = {"data": [repr(dataset), repr(style)], "weights": {key: safetensors_io.sha256(path) for key, path in weights.items()}}
     if read := stages.read_by_text(build.plain(config.stages[name])):
         inputs["stages"] = folder.stage_inputs(read, places)
+    if spec["centroids"]:
+        inputs["centroids"] = _sha256(spec["centroids"])
     settings = folder.settings(config, name, inputs)
     if (done := result.finished(place, settings)) is not None:
         return done
@@ -120,12 +124,14 @@ def _by_flags(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, Any]]:
         raise ConfigError("pseudo-label: pass --input=DIR (images to label) and --output=DIR, or the --stage of a config that says both")
     size = parse_size(args.size)
     spec = {**values.DEFAULTS, **inference.from_flags(args), "size": size and size[::-1]}
-    spec |= {key: getattr(args, key) for key in ("beta", "variant", "rule", "share", "cap", "batch_size")}
+    spec |= {key: getattr(args, key) for key in ("beta", "variant", "rule", "share", "cap", "centroids", "batch_size")}
     values.check(spec, "--")
     networks = _networks(args)
     dataset = _dataset(args, "input", networks[0].space)
     style = _dataset(args, "style", networks[0].space) if args.style else None
     inputs = {"data": [repr(dataset), repr(style)], "weights": [network.sha256 for network in networks]}
+    if args.centroids:
+        inputs["centroids"] = _sha256(args.centroids)
     settings = json.loads(json.dumps({"stage": "", **spec, "inputs": inputs}))
     if (done := result.finished(args.output, settings)) is not None:
         return args.output, done
@@ -134,6 +140,13 @@ def _by_flags(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, Any]]:
         learned = scoring.learned_by(build.plain(args.config.stages[_stage_names(args)[0]])["data"]["source"])
     job = values.job({**spec, "split": "input"}, dataset, style, learned, "--")
     return args.output, result.finish(job, networks, meshes.make_mesh(), args.output, settings, on_change=args.on_change)
+
+
+def _sha256(path: str) -> str:
+    """WeightsError when there is no such file."""
+    if not pathlib.Path(path).is_file():
+        raise WeightsError(f"{path}: no such file of centroids: `segjax centroids` makes it")
+    return safetensors_io.sha256(path)
 
 
 def _stage_names(args: argparse.Namespace) -> list[str]:

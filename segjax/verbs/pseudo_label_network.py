@@ -1,6 +1,6 @@
 """The networks of a pseudo-label stage as one compiled function: stylization, every network's answer, their mean, label and confidence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +10,19 @@ import numpy as np
 from segjax.data import label_spaces
 from segjax.errors import ConfigError
 from segjax.ops import inference as views
-from segjax.ops import photometric, pseudo_labels, resize
+from segjax.ops import photometric, prototypes, pseudo_labels, resize
 from segjax.ops.fourier import Variant, amplitude_transfer
 from segjax.runtime import mesh as meshes
 from segjax.typing import IGNORE, Array
 from segjax.verbs import inference
+from segjax.verbs.pseudo_label_files import BINS
 
 
 class Voter(NamedTuple):
     """One network. predict: a method's; state: what it takes. space, first: what its outputs mean (`build.output_space`).
 
-    grey: its method shows it grey images. origin: its weights, for people; sha256: of them.
+    grey: its method shows it grey images. origin: its weights, for people; sha256: of them. features: (state, image) -> the features that
+    its classifier reads, where it gives any.
     """
 
     predict: Any
@@ -31,6 +33,7 @@ class Voter(NamedTuple):
     grey: bool
     origin: str
     sha256: str
+    features: Any = None
 
 
 class Look(NamedTuple):
@@ -59,8 +62,14 @@ class Labeller:
         *,
         how: inference.Inference,
         look: Look | None,
+        centroids: Mapping[str, Any] | None = None,
     ):
+        """centroids: what `segjax centroids` leaves; the confidence is then 1 where the first network's feature is nearest to the label's
+        centroid, else 0 (DiGA's consensus)."""
         first = voters[0]
+        self._centroids = centroids
+        if centroids is not None:
+            _check_consensus(voters, centroids)
         for other in voters[1:]:
             if (other.space, other.first) != (first.space, first.first):
                 raise ConfigError(
@@ -99,6 +108,9 @@ class Labeller:
             total[voter.align_corners] = total.get(voter.align_corners, 0) + found
         probability = sum(self._at(canvas, part, arrays["size"], corners, fitted) for corners, part in total.items())
         label = jnp.take(table, jnp.argmax(probability, -1).astype(jnp.uint8))
+        if self._centroids is not None:
+            nearest = self._nearest(states[0], image, arrays["size"], canvas, fitted)
+            return label, jnp.where(label == jnp.take(table, nearest), BINS - 1, 0).astype(jnp.uint16)
         return label, pseudo_labels.confidence_bins(jnp.max(probability, -1)).astype(jnp.uint16)
 
     def _probability(self, voter: Voter, state: Any, image: Array) -> Array:
@@ -110,11 +122,32 @@ class Labeller:
         several = len(how.scales) * (1 + how.flip) > 1
         return found if several and how.combine == "softmax" else jax.nn.softmax(found.astype(jnp.float32), -1)
 
+    def _nearest(self, state: Any, image: Array, size: Array, canvas: tuple[int, int], fitted: bool) -> Array:
+        """The class of the nearest centroid at the labels' size, uint8 [B,*canvas]."""
+        voter, known = self._voters[0], self._centroids["counts"] > 0
+        features = voter.features(state, image)
+        own = image.shape[1], image.shape[2]
+        found = prototypes.nearest_centroid(features, self._centroids["centroids"], own, known, align_corners=voter.align_corners)
+        return resize.nearest_within(found, size, canvas) if fitted else resize.nearest(found, canvas)
+
     @staticmethod
     def _at(canvas: tuple[int, int], probability: Array, size: Array, align_corners: bool, fitted: bool) -> Array:
         if fitted:
             return resize.bilinear_within(probability, size, canvas, align_corners)
         return probability if probability.shape[1:3] == canvas else resize.bilinear(probability, canvas, align_corners)
+
+
+def _check_consensus(voters: Sequence[Voter], centroids: Mapping[str, Any]) -> None:
+    """ConfigError: no or several networks' features, or centroids of another network's classes."""
+    first = voters[0]
+    if len(voters) > 1 or first.features is None or first.grey:
+        raise ConfigError(
+            f"consensus of {', '.join(voter.origin for voter in voters)}: expected one network that sees colour and gives features"
+        )
+    if len(centroids["centroids"]) != first.first + first.space.num_classes:
+        raise ConfigError(
+            f"{len(centroids['centroids'])} centroids for {first.origin}, which answers {first.space.name}: make them with it"
+        )
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -13,7 +13,7 @@ from segjax.data import pseudo
 from segjax.data.files import read_label
 from segjax.errors import ConfigError
 from segjax.runtime import workdir
-from segjax.verbs import folder, scores, scoring, startup
+from segjax.verbs import folder, frozen, scores, scoring, startup
 from segjax.verbs import pseudo_label_work as work
 from segjax.verbs.pseudo_label_files import Sums
 from segjax.verbs.pseudo_label_network import Labeller, Voter
@@ -56,7 +56,8 @@ def finish(
         if stale and jax.process_index() == 0:
             shutil.rmtree(place / folder.PARTIAL, ignore_errors=True)  # half of the old labels and half of the new ones are neither
         startup.barrier("cleared")
-        labeller = Labeller(voters, job.dataset.label_space, mesh, how=job.how, look=job.look)
+        centroids = frozen.load({"centroids": pathlib.Path(job.centroids)})["centroids"] if job.centroids else None
+        labeller = Labeller(voters, job.dataset.label_space, mesh, how=job.how, look=job.look, centroids=centroids)
         look = "" if job.look is None else f"{job.look.dataset!r}, beta={job.look.beta}, {job.look.variant}"
         about = {"networks": [{"name": voter.origin, "sha256": voter.sha256} for voter in voters]}
         about |= {"data": repr(job.dataset), "style": look, "settings": folder.digest(settings)}

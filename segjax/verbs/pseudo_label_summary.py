@@ -6,7 +6,7 @@ import numpy as np
 
 from segjax.ops import metrics
 from segjax.verbs.pseudo_label_files import Sums
-from segjax.verbs.pseudo_label_values import NO_RULE, Job
+from segjax.verbs.pseudo_label_values import CONSENSUS, NO_RULE, Job
 
 
 def summarize(job: Job, sums: Sums, sizes: dict[str, int], thresholds: np.ndarray) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def summarize(job: Job, sums: Sums, sizes: dict[str, int], thresholds: np.ndarra
         "sizes": sizes,
         "pixels": int(sums.pixels),
         "rule": job.rule,
-        **({} if job.rule == NO_RULE else {"share": job.share, "cap": job.cap}),
+        **({} if job.rule in (NO_RULE, CONSENSUS) else {"share": job.share, "cap": job.cap}),
         "thresholds": thresholds.tolist(),
         "predicted": (predicted / sums.pixels).tolist(),
         "kept": _shares(sums.kept, predicted),

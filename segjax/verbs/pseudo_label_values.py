@@ -10,8 +10,8 @@ from segjax.verbs import build, inference, scoring, stages
 from segjax.verbs.pseudo_label_network import Look
 from segjax.verbs.resolve import nearest
 
-NO_RULE = "none"
-RULES = (NO_RULE, "code", "paper")
+NO_RULE, CONSENSUS = "none", "consensus"
+RULES = (NO_RULE, "code", "paper", CONSENSUS)
 VARIANTS = ("centred", "corner")
 NEEDED = ("verb", "networks", "dataset")
 DEFAULTS: dict[str, Any] = {
@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "rule": NO_RULE,
     "share": 0.66,
     "cap": 0.9,
+    "centroids": "",
     "batch_size": 1,
     "mesh": {},
     "evaluate": True,
@@ -34,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
 class Job:
     """What is labelled and how. size: (height, width) that images are resized to for the networks; None keeps their own.
 
-    look: images whose look they are given first, or None. how: windows and views. rule, share, cap:
+    look: images whose look they are given first, or None. how: windows and views. centroids: of rule "consensus". rule, share, cap:
     `ops.pseudo_labels.class_thresholds`; "none" keeps every pixel. evaluate: whether the data set's labels, where it has some, are counted;
     split, headline: of that score.
     """
@@ -47,6 +48,7 @@ class Job:
     rule: str
     share: float
     cap: float
+    centroids: str
     evaluate: bool
     split: str
     headline: str
@@ -58,7 +60,7 @@ class Job:
 
 def job(spec: Mapping[str, Any], dataset: Any, style: Any, learned: tuple[str, ...], where: str) -> Job:
     """The values of a stage or of flags with their data sets. learned: the classes by whose mean the labels are known. ConfigError."""
-    kept = {key: spec[key] for key in ("size", "batch_size", "rule", "share", "cap", "evaluate")}
+    kept = {key: spec[key] for key in ("size", "batch_size", "rule", "share", "cap", "centroids", "evaluate")}
     return Job(
         dataset=dataset,
         look=None if style is None else Look(style, spec["beta"], spec["variant"]),
@@ -92,6 +94,10 @@ def check(spec: Mapping[str, Any], where: str) -> None:
     for key, choices in {"rule": RULES, "variant": VARIANTS}.items():
         if spec[key] not in choices:
             raise ConfigError(f"{where}{key}={spec[key]!r}: {nearest(str(spec[key]), choices)}")
+    if (spec["rule"] == CONSENSUS) != bool(spec["centroids"]):
+        raise ConfigError(
+            f"{where}rule={spec['rule']!r}, centroids={spec['centroids']!r}: consensus needs centroids, other rules read none"
+        )
     for key, high in {"beta": 0.5, "share": 1.0, "cap": 1.0}.items():
         if not isinstance(spec[key], int | float) or not 0 <= spec[key] <= high:
             raise ConfigError(f"{where}{key}={spec[key]!r}: expected a number from 0 to {high:g}")

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from segjax.errors import WeightsError
-from segjax.nets.apply import full_size_logits
+from segjax.nets.apply import full_size_logits, to_float
 from segjax.verbs import build, evaluate, networks, variables
 from segjax.verbs.pseudo_label_network import Voter
 from segjax.weights import safetensors_io
@@ -24,7 +24,8 @@ def of_stage(config, name: str, path: pathlib.Path, origin: str = "") -> Voter:
     method, model = network.stage.method, network.stage.model
     grey = bool(network.stage.spec["method"].get("greyscale"))
     sha256 = safetensors_io.sha256(path)
-    return Voter(method.predict, network.state, model.align_corners, network.space, network.first, grey, origin or name, sha256)
+    about = (network.space, network.first, grey, origin or name, sha256)
+    return Voter(method.predict, network.state, model.align_corners, *about, features=_features(model))
 
 
 def of_file(path: pathlib.Path) -> Voter:
@@ -37,7 +38,21 @@ def of_file(path: pathlib.Path) -> Voter:
     told = json.loads(network.metadata.get("method", "{}"))
     predict, state = _method(told, network, str(path)) if told else (_plain(model), dict(network.variables))
     sha256 = ",".join(networks.hashes(path).values())
-    return Voter(predict, state, model.align_corners, space, first, bool(told.get("greyscale")), str(path), sha256)
+    grey = bool(told.get("greyscale"))
+    return Voter(predict, state, model.align_corners, space, first, grey, str(path), sha256, features=_features(model))
+
+
+def _features(model: Any):
+    """The features of a voter, from a method's state or from plain variables. WeightsError when the network gives none."""
+
+    def features(state: Any, image: Any) -> Any:
+        variables = state if isinstance(state, dict) else state.ema_variables
+        outputs = model.apply(variables, to_float(image), train=False)
+        if "features" not in outputs:
+            raise WeightsError(f"consensus reads features, and {type(model).__name__} gives {', '.join(outputs)} alone")
+        return outputs["features"]
+
+    return features
 
 
 def _plain(model: Any):

@@ -29,7 +29,7 @@ from segjax.verbs.progress import progress
 from segjax.verbs.pseudo_label_files import BINS, Files, Sums, write, write_png
 from segjax.verbs.pseudo_label_network import Labeller
 from segjax.verbs.pseudo_label_summary import summarize
-from segjax.verbs.pseudo_label_values import NO_RULE, Job
+from segjax.verbs.pseudo_label_values import CONSENSUS, NO_RULE, Job
 
 
 def make(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, place: pathlib.Path, about: dict[str, Any]) -> tuple[dict[str, Any], Sums]:
@@ -45,13 +45,13 @@ def make(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, place: pathlib.P
         if not (place / PARTIAL).exists():
             shutil.rmtree(place / pseudo.LABELS, ignore_errors=True)
         (place / PARTIAL).mkdir(parents=True, exist_ok=True)
-    finished = files.sums if job.rule == NO_RULE else files.raw
-    missing = _missing(finished, len(files.names))
-    needed = np.zeros(files.classes, np.uint32) if job.rule == NO_RULE else None
+    # Under consensus a confidence is 1 or 0, so its threshold needs no look at the whole set.
+    needed = {NO_RULE: np.zeros(files.classes, np.uint32), CONSENSUS: np.ones(files.classes, np.uint32)}.get(job.rule)
+    missing = _missing(files.raw if needed is None else files.sums, len(files.names))
     _label(job, labeller, mesh, files, missing, needed)
     startup.barrier("labelled")
     thresholds = np.zeros(files.classes)
-    if job.rule != NO_RULE:
+    if needed is None:
         thresholds = _thresholds(job, files)
         needed = np.floor(thresholds * BINS).astype(np.uint32)
         mine = _mine(_missing(files.sums, len(files.names)))

@@ -61,7 +61,8 @@ def _about(stages: list[Stage]) -> str:
     """Rule, images, and the share of all pixels that was kept."""
     first = stages[0].labels
     kept = float(np.mean([stage.labels["kept_pixels"] for stage in stages]))
-    rule = "every pixel" if first["rule"] == "none" else f"{first['rule']} {first['share']:g}, cap {first['cap']:g}"
+    rule = "every pixel" if first["rule"] == "none" else first["rule"]
+    rule += f" {first['share']:g}, cap {first['cap']:g}" if "share" in first else ""
     return E(f"{first['images']} images, {rule}: {report_tables.percent(kept)} % of pixels")
 
 

@@ -8,12 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
+from segjax.data import label_spaces, pseudo
 from segjax.data.procedural import StreetScenes
+from segjax.data.transforms import resize_image
 from segjax.errors import ConfigError, Preempted
 from segjax.nets.layers import BatchNorm, Conv
+from segjax.ops import prototypes, resize
+from segjax.runtime import mesh as meshes
 from segjax.runtime.preemption import Preemption
-from segjax.verbs import build, centroids, centroids_work, folder, frozen, stages, variables
+from segjax.verbs import build, centroids, centroids_work, folder, frozen, inference, pseudo_label, stages, variables
+from segjax.verbs import pseudo_label_voters as voters
+from segjax.verbs.pseudo_label_network import Labeller
 from segjax.weights import safetensors_io
 
 SCENES = {"make": "segjax.data.procedural:StreetScenes", "size": (32, 64), "look": "dusk", "length": 5}
@@ -107,6 +114,50 @@ def test_it_is_a_stage_like_others(one, tmp_path):
     metadata = {"content": "class centroids", "label_space": "cityscapes19", "network": "one"}
     centroids.run_stage(config(size=(8, 16)), "between", tmp_path, {"one": one[0]}, "refuse")
     assert safetensors_io.metadata(tmp_path / centroids_work.FILE) == metadata
+
+
+@pytest.mark.parametrize("size", [None, (24, 40)])
+def test_labels_that_the_nearest_centroid_confirms(one, tmp_path, size):
+    """`segjax pseudo-label` under the rule "consensus", and how right its labels are."""
+    place, drawn = one
+    centroids.run_stage(config(), "between", tmp_path / "between", {"one": place}, "refuse")
+    labels = {"verb": "pseudo-label", "networks": ("one",), "dataset": SCENES, "batch_size": 2, "mesh": {"data": 1}, "size": size}
+    labels |= {"rule": "consensus", "centroids": "{stage:between}/centroids.safetensors"}
+    both = config()
+    both.stages.labels = ConfigDict(labels)
+    places = {"one": place, "between": tmp_path / "between"}
+    done = pseudo_label.run_stage(both, "labels", tmp_path / "labels", places, "refuse")
+    stored = frozen.load({"": tmp_path / "between" / centroids_work.FILE})[""]
+    data, found = StreetScenes(size=(32, 64), look="dusk", length=5), pseudo.read_summary(tmp_path / "labels")
+    kept = right = 0
+    for index, name in enumerate(pseudo.file_names(data)):
+        label = np.asarray(Image.open(tmp_path / "labels/labels" / name))
+        image = data.image(index)[None] if size is None else resize_image(data.image(index), size)[None]
+        outputs = Pixelwise().apply(drawn, image / 255.0)
+        weights = prototypes.centroid_weights(outputs["features"], stored["centroids"], stored["counts"] > 0)
+        closest, answer = np.argmax(weights, -1).astype(np.uint8), jax.nn.softmax(outputs["logits"])
+        if size is not None:
+            closest, answer = resize.nearest(closest, (32, 64)), resize.bilinear(answer, (32, 64), align_corners=True)
+        answer = np.argmax(answer, -1)[0]
+        expected = np.where(np.asarray(closest)[0] == answer, answer, 255)
+        assert np.mean(label != expected) < 2e-3
+        kept, right = kept + np.sum(label != 255), right + np.sum(label == data.label(index))
+    assert 0.05 < kept / (5 * 32 * 64) < 0.95 and found["kept_pixels"] == kept / (5 * 32 * 64) and found["thresholds"] == [0.0] * 19
+    assert set(done["scores"]) == {"pseudo-labels", "pseudo-labels-all"} and "share" not in found
+    known = [(p, k) for p, k in zip(found["predicted"], found["kept"], strict=True) if k is not None]
+    assert sum(p * k for p, k in known) == pytest.approx(found["kept_pixels"])
+    assert folder.read_json(tmp_path / "labels" / folder.CONFIG)["inputs"]["stages"]["between"]["centroids_sha256"]
+
+
+def test_consensus_without_its_centroids_is_refused(one, tmp_path):
+    both = config()
+    both.stages.labels = ConfigDict({"verb": "pseudo-label", "networks": ("one",), "dataset": SCENES, "rule": "consensus"})
+    with pytest.raises(ConfigError, match="consensus needs centroids"):
+        pseudo_label.check_stage(both, "labels")
+    voter = voters.of_stage(both, "one", one[0] / folder.WEIGHTS)
+    few = {"centroids": np.zeros((3, 6)), "counts": np.ones(3)}
+    with pytest.raises(ConfigError, match="3 centroids for one"):
+        Labeller([voter], label_spaces.get("cityscapes19"), meshes.make_mesh(1), how=inference.Inference(), look=None, centroids=few)
 
 
 @pytest.mark.parametrize(
