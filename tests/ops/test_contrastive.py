@@ -100,8 +100,7 @@ def problem(n=70, m=90, classes=4, d=16):
     return draw(n), draw(m), label(n), label(m)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int32])
-@pytest.mark.parametrize("form", ["all", "negatives"])
+@pytest.mark.parametrize(("form", "kind"), [("all", np.uint8), ("negatives", np.int32)])
 def test_blocks_equal_the_dense_form_with_other_lengths_and_ignored_pixels(form, kind):
     anchors, keys, *labels = problem()
     anchor_label, key_label = (jnp.asarray(label.astype(kind)) for label in labels)
@@ -145,14 +144,13 @@ def exact(anchors, keys, anchor_label, key_label, *, temperature, form):
     s, each = np.asarray(anchors, np.float64) @ np.asarray(keys, np.float64).T / temperature, []
     for row, label in zip(s, anchor_label, strict=True):
         positives, negatives = row[key_label == label], row[key_label != label]
-        against = row if form == "all" else None
-        costs = [np.logaddexp.reduce(np.append(negatives, x) if against is None else against) - x for x in positives]
+        costs = [np.logaddexp.reduce(row if form == "all" else np.append(negatives, x)) - x for x in positives]
         each.append(np.mean(costs))
     return np.mean(each)
 
 
 @pytest.mark.parametrize("form", ["all", "negatives"])
-@pytest.mark.parametrize("temperature", [0.5, 0.01, 0.002])
+@pytest.mark.parametrize("temperature", [0.01, 0.002])
 def test_low_temperatures_neither_overflow_nor_flatten(form, temperature):
     """Similarities of up to 1000 apart: past what exp holds in float32, both ways."""
     anchors, keys, _, _ = problem(n=12, m=24, d=3)
@@ -186,7 +184,7 @@ def test_images_by_themselves_are_problems_by_themselves():
 
 @pytest.mark.parametrize(("fsdp", "form"), [(1, "negatives"), (2, "all")])
 def test_eight_devices_equal_one(fsdp, form):
-    """Rows over the whole mesh; then a number of them that no device count divides, from one device, and three images of their own."""
+    """Rows over the whole mesh, a number of them that no device count divides, and eight images by themselves."""
     mesh = make_mesh(8 // fsdp, fsdp)
     options = dict(num_classes=4, form=form, block=24)
     function = jax.value_and_grad(functools.partial(mean, **options), (0, 1))
