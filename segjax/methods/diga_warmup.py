@@ -97,7 +97,7 @@ def make(
             statistics = ema_update(statistics, state.batch_stats, state.step, ema_decay)
         taught, statistics = teacher_forward(model, teacher, statistics, one_batch(views), teacher_key, train=faithful_teacher)
         inputs = {"views": views, "label": label, **by_view(logits_of(taught), 2)}
-        if faithful_statistics:
+        if faithful_statistics and target is not None:
             inputs["target"] = target
 
         def terms(params, part, batch_stats, key):

@@ -8,6 +8,7 @@ product with dense matrices: its scatter takes minutes to compile and, by the v5
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def deformable_attention(value: Array, shapes: Sequence[tuple[int, int]], locati
     size = np.asarray([(width, height) for height, width in shapes], np.float32)
     places = locations.astype(jnp.float32) * size[:, None] - 0.5
     x, y = (_steps(places[..., axis]) for axis in (0, 1))
-    result = _read(value.transpose(0, 2, 1, 3), x, y, _steps(weight.astype(jnp.float32)), shapes)
+    result: Any = _read(value.transpose(0, 2, 1, 3), x, y, _steps(weight.astype(jnp.float32)), shapes)
     return result.transpose(0, 2, 1, 3).astype(value.dtype)
 
 
@@ -54,8 +55,8 @@ def _read(value: Array, x: Array, y: Array, weight: Array, shapes: tuple[tuple[i
     start = jnp.zeros((*x.shape[1:], value.shape[-1]), jnp.float32)
 
     def step(total: Array, place: tuple[Array, ...]) -> tuple[Array, None]:
-        *where, weight, level = place
-        for index, share, _, _ in _corners(*where, level):
+        x, y, weight, level = place
+        for index, share, _, _ in _corners(x, y, level):
             total = total + (share * weight)[..., None] * _rows(value, index).astype(jnp.float32)
         return total, None
 
@@ -70,11 +71,11 @@ def _backward(shapes, saved, gradient):
     value, x, y, weight = saved
 
     def step(_: None, place: tuple[Array, ...]) -> tuple[None, tuple[Array, ...]]:
-        *where, weight, level = place
-        corners = _corners(*where, level)
+        x, y, weight, level = place
+        corners = _corners(x, y, level)
         by = [jnp.einsum("bhnd,bhnd->bhn", _rows(value, index).astype(jnp.float32), gradient) for index, *_ in corners]
         dx, dy, dweight = (sum(corner[axis] * dot for corner, dot in zip(corners, by, strict=True)) for axis in (2, 3, 1))
-        return None, (dx * weight, dy * weight, dweight)
+        return None, (dx * weight, dy * weight, dweight)  # pyright: ignore[reportReturnType]  # there are corners
 
     _, rest = lax.scan(step, None, (x, y, weight, _levels(shapes, len(x))))
     spread = partial(_spread, shapes), partial(_spread_as_products, shapes)
@@ -117,8 +118,8 @@ def _spread(shapes: tuple[tuple[int, int], ...], x: Array, y: Array, weight: Arr
     """The gradient of the value, [B,H,S,D]: gradient [B,H,N,D] added to the four pixels around every place by their shares."""
 
     def step(total: Array, place: tuple[Array, ...]) -> tuple[Array, None]:
-        *where, weight, level = place
-        corners = _corners(*where, level)
+        x, y, weight, level = place
+        corners = _corners(x, y, level)
         index = jnp.stack([index for index, *_ in corners], -1)
         share = jnp.stack([share for _, share, *_ in corners], -1) * weight[..., None]
         return _add(total, index, share[..., None] * gradient[..., None, :]), None

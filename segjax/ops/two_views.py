@@ -45,7 +45,7 @@ def distillation_terms(
     terms = {}
     for head, name, share in (("logits", "loss/distill", 1.0), ("aux_logits", "loss/distill_aux", aux_weight)):
         if head in student:
-            pairs = [(outputs[head][:, 0], outputs[head][:, 1]) for outputs in (student, teacher)]
-            total, count = symmetric_distillation(*pairs, size, reverse_weight=reverse_weight, align_corners=align_corners)
+            learns, teaches = ((outputs[head][:, 0], outputs[head][:, 1]) for outputs in (student, teacher))
+            total, count = symmetric_distillation(learns, teaches, size, reverse_weight=reverse_weight, align_corners=align_corners)
             terms[name] = (weight * share * total, count)
     return terms
