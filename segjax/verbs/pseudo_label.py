@@ -129,7 +129,7 @@ def _by_flags(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, Any]]:
     networks = _networks(args)
     dataset = _dataset(args, "input", networks[0].space)
     style = _dataset(args, "style", networks[0].space) if args.style else None
-    inputs = {"data": [repr(dataset), repr(style)], "weights": [network.sha256 for network in networks]}
+    inputs: dict[str, Any] = {"data": [repr(dataset), repr(style)], "weights": [network.sha256 for network in networks]}
     if args.centroids:
         inputs["centroids"] = _sha256(args.centroids)
     settings = json.loads(json.dumps({"stage": "", **spec, "inputs": inputs}))

@@ -124,10 +124,11 @@ class Labeller:
 
     def _nearest(self, state: Any, image: Array, size: Array, canvas: tuple[int, int], fitted: bool) -> Array:
         """The class of the nearest centroid at the labels' size, uint8 [B,*canvas]."""
-        voter, known = self._voters[0], self._centroids["counts"] > 0
+        centroids: Any = self._centroids
+        voter, known = self._voters[0], centroids["counts"] > 0
         features = voter.features(state, image)
         own = image.shape[1], image.shape[2]
-        found = prototypes.nearest_centroid(features, self._centroids["centroids"], own, known, align_corners=voter.align_corners)
+        found = prototypes.nearest_centroid(features, centroids["centroids"], own, known, align_corners=voter.align_corners)
         return resize.nearest_within(found, size, canvas) if fitted else resize.nearest(found, canvas)
 
     @staticmethod
