@@ -3,7 +3,7 @@
 XLA reverses between platforms, so the form is chosen at lowering by `jax.lax.platform_dependent`. On CPU the gradient of a
 `lax` convolution inside a loop is not canonicalised and runs 10-18x slower, and a 1x1 convolution is best as a product; on
 CUDA and TPU `lax`'s own gradient is kept. All kernels are HWIO, all images NHWC, all paddings those of torch (symmetric,
-`dilation * (k - 1) / 2` by default). Weight gradients on CPU are one product a tap, so the same code serves scanned layers.
+`dilation * (k - 1) / 2` by default). The gradients of the CPU are in conv_gradients.py.
 """
 
 from functools import partial
@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from segjax.ops.conv_gradients import Padding, gradients, lax_conv
 from segjax.typing import Array
-
-_ONE_PRODUCT = 4096  # output pixels up to which gathering all taps is cheaper than a product each (measured on 2 cores)
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def same_padding(kernel_size: tuple[int, int], dilation: int = 1) -> Padding:
@@ -33,7 +31,7 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, paddi
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         return product(x[:, ::stride, ::stride], kernel[0, 0])
     if kh == kw == stride and dilation == 1 and padding == ((0, 0), (0, 0)):
-        whole = partial(_lax_conv, stride=stride, dilation=1, padding=padding)  # 2.5x fewer cycles than the product on TPU
+        whole = partial(lax_conv, stride=stride, dilation=1, padding=padding)  # 2.5x fewer cycles than the product on TPU
         return lax.platform_dependent(x, kernel, cpu=_patch_product, default=whole)
     return _conv(x, kernel, stride, dilation, padding)
 
@@ -64,85 +62,24 @@ def _patches(x: Array, size: int) -> Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
 
 
-def _lax_conv(x: Array, kernel: Array, stride: int, dilation: int, padding: Padding) -> Array:
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, None, (dilation, dilation), ("NHWC", "HWIO", "NHWC"))
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, stride, dilation, padding):
-    return _lax_conv(x, kernel, stride, dilation, padding)
+    return lax_conv(x, kernel, stride, dilation, padding)
 
 
 def _conv_fwd(x, kernel, stride, dilation, padding):
-    return _lax_conv(x, kernel, stride, dilation, padding), (x, kernel)
+    return lax_conv(x, kernel, stride, dilation, padding), (x, kernel)
 
 
 def _conv_bwd(stride, dilation, padding, saved, dy):
     def reference(x, kernel, dy):
-        return jax.vjp(lambda a, b: _lax_conv(a, b, stride, dilation, padding), x, kernel)[1](dy)
+        return jax.vjp(lambda a, b: lax_conv(a, b, stride, dilation, padding), x, kernel)[1](dy)
 
-    def products(x, kernel, dy):
-        dx = _input_gradient(x, kernel, dy, stride, dilation, padding)
-        return dx, _kernel_gradient(x, kernel, dy, stride, dilation, padding)
-
+    products = partial(gradients, stride=stride, dilation=dilation, padding=padding)
     return lax.platform_dependent(*saved, dy, cpu=products, default=reference)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
-
-
-def _input_gradient(x, kernel, dy, stride, dilation, padding):
-    """d loss / d x: a stride-1 convolution with the flipped kernel, or one product a tap when strided."""
-    (top, bottom), (left, right) = padding
-    kh, kw = kernel.shape[:2]
-    if stride == 1:
-        reach = (dilation * (kh - 1), dilation * (kw - 1))
-        back = ((reach[0] - top, reach[0] - bottom), (reach[1] - left, reach[1] - right))
-        return _lax_conv(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2), 1, dilation, back)
-    b, h, w, c = x.shape
-    ho, wo = dy.shape[1:3]
-    dx = jnp.zeros((b, h + top + bottom, w + left + right, c), dy.dtype)
-    for i in range(kh):
-        for j in range(kw):
-            rows, columns = (
-                slice(i * dilation, i * dilation + (ho - 1) * stride + 1, stride),
-                slice(j * dilation, j * dilation + (wo - 1) * stride + 1, stride),
-            )
-            dx = dx.at[:, rows, columns].add(dy @ kernel[i, j].T)
-    return dx[:, top : top + h, left : left + w]
-
-
-def _kernel_gradient(x, kernel, dy, stride, dilation, padding):
-    """d loss / d kernel: (shifted input)^T @ dy for each tap; as one product over all taps where the image is small."""
-    kh, kw, ci, co = kernel.shape
-    if stride == 1 and dy.shape[0] * dy.shape[1] * dy.shape[2] <= _ONE_PRODUCT:
-        (h, w), padded = dy.shape[1:3], jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        shifted = [padded[:, i * dilation : i * dilation + h, j * dilation : j * dilation + w] for i in range(kh) for j in range(kw)]
-        columns = jnp.concatenate(shifted, axis=-1).reshape(-1, kh * kw * ci)
-        return (dy.reshape(-1, co).T @ columns).T.reshape(kernel.shape).astype(kernel.dtype)
-    taps = [
-        [_tap_gradient(x, dy, i * dilation - padding[0][0], j * dilation - padding[1][0], stride) for j in range(kw)] for i in range(kh)
-    ]
-    return jnp.stack([jnp.stack(row) for row in taps]).astype(kernel.dtype)
-
-
-def _tap_gradient(x, dy, row, column, stride):
-    """Product of x moved by (row, column) with dy, over the outputs whose input lies inside the image."""
-    (first_y, last_y), (first_x, last_x) = (
-        _meeting(x.shape[1], dy.shape[1], row, stride),
-        _meeting(x.shape[2], dy.shape[2], column, stride),
-    )
-    if last_y < first_y or last_x < first_x:
-        return jnp.zeros((x.shape[-1], dy.shape[-1]), dy.dtype)
-    part = dy[:, first_y : last_y + 1, first_x : last_x + 1]
-    y0, x0 = first_y * stride + row, first_x * stride + column
-    moved = x[:, y0 : y0 + (last_y - first_y) * stride + 1 : stride, x0 : x0 + (last_x - first_x) * stride + 1 : stride]
-    return jnp.einsum("bhwi,bhwo->io", moved, part)
-
-
-def _meeting(size: int, outputs: int, offset: int, stride: int) -> tuple[int, int]:
-    """First and last output index o with 0 <= o * stride + offset < size."""
-    return max(0, -(offset // stride)), min(outputs - 1, (size - 1 - offset) // stride)
 
 
 def conv_transpose2d(x: Array, kernel: Array, *, output_size: tuple[int, int] | None = None) -> Array:

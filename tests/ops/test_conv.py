@@ -26,6 +26,10 @@ CASES = [
     ((2, 2), 2, 3, ((0, 0), (0, 0))),
     ((3, 3), 2, 1, ((1, 1), (1, 1))),
     ((7, 7), 2, 1, None),
+    ((7, 7), 4, 1, None),
+    ((7, 8), 4, 1, ((0, 3), (5, 1))),
+    ((5, 5), 2, 1, ((0, 0), (0, 0))),
+    ((3, 2), 2, 2, ((2, 1), (0, 3))),
     ((4, 4), 3, 1, ((0, 1), (2, 0))),
 ]
 
@@ -41,6 +45,20 @@ def test_values_and_gradients_are_those_of_lax(kernel_size, stride, dilation, pa
     dy = jax.random.normal(keys[2], ours.shape)
     for mine, other in zip(vjp(dy), reference_vjp(dy), strict=True):
         np.testing.assert_allclose(mine, other, atol=3e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 16, 16), (2, 31, 22), (1, 9, 40)])
+def test_gradients_of_strided_patches_at_any_size(size):
+    """Images that the stride divides or not, with rows that no output sees; both forms of the gradient."""
+    keys = jax.random.split(jax.random.key(3), 2)
+    for k, stride in ((7, 4), (3, 2)):
+        x, kernel = jax.random.normal(keys[0], (*size, 3)), jax.random.normal(keys[1], (k, k, 3, 4))
+        ours, theirs = (
+            jax.grad(lambda a, b, f=f, s=stride: jnp.square(f(a, b, s)).sum(), argnums=(0, 1))(x, kernel)
+            for f in (lambda a, b, s: conv2d(a, b, stride=s), lambda a, b, s: reference(a, b, s, 1, None))
+        )
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-5 * float(jnp.abs(other).max()))
 
 
 def test_gradients_inside_a_scan_equal_the_unrolled_ones():
