@@ -77,6 +77,8 @@ def initial(stage: build.Stage, space: label_spaces.LabelSpace, start: pathlib.P
         return None
     if not path.exists():
         raise WeightsError(f"{where}.weights={str(path)!r}: no such file: make it with `segjax convert`, or set '' for fresh ones")
+    if not hasattr(stage.model, "num_classes"):  # a translator
+        return load(path, stage.model)
     how = spec.get("classifier", "map")
     if how not in ("map", "fresh"):
         raise ConfigError(f"{where}.classifier={how!r}: expected 'map' (carry the classes over by name) or 'fresh' (draw them anew)")
