@@ -56,6 +56,7 @@ def make(
     hard: tuple[float, int] | tuple[()] = (),
     ema_decay: float = 0.999,
     predicts: str = "student",
+    statistics: str = "joint",
     faithful_view: bool = False,
     faithful_teacher: bool = False,
     aux_weight: float = 0.1,
@@ -73,8 +74,15 @@ def make(
 
     The student sees the two source views as one batch and the mixed images as another, as in the code, so BatchNorm normalises source and
     mixture apart. The teacher, whose statistics are fixed, sees all three together unless faithful_teacher.
+    statistics: "joint", BatchNorm's running statistics see the source views and then the mixture, as in the code; "target" (not in it),
+    those of the plain target images alone, which the student reads once more for them: what AdaBN does, while it trains.
     """
-    for name, value, known in (("selection", selection, SELECTIONS), ("predicts", predicts, ("student", "teacher"))):
+    checks = {
+        "selection": (selection, SELECTIONS),
+        "predicts": (predicts, ("student", "teacher")),
+        "statistics": (statistics, ("joint", "target")),
+    }
+    for name, (value, known) in checks.items():
         if value not in known:
             raise ConfigError(f"method.{name}={value!r}: expected {' or '.join(map(repr, known))}")
     for name, share in (("threshold", threshold), ("centroid_momentum", centroid_momentum)):
@@ -103,15 +111,15 @@ def make(
 
     def teach(variables: tuple[Any, Any], views: Array, target: Array, key: Key) -> tuple[dict, dict, Any]:
         """The teacher's outputs for both source views, by view, and for the target; its statistics."""
-        params, statistics = variables
+        params, batch_stats = variables
         if not faithful_teacher:
             batch = one_batch(jnp.concatenate([views, target[:, None]], 1))
-            outputs = by_view(teacher_forward(model, params, statistics, batch)[0], 3)
-            return {name: value[:, :2] for name, value in outputs.items()}, view(outputs, 2), statistics
+            outputs = by_view(teacher_forward(model, params, batch_stats, batch)[0], 3)
+            return {name: value[:, :2] for name, value in outputs.items()}, view(outputs, 2), batch_stats
         source_key, target_key = jax.random.split(key)
-        source, statistics = teacher_forward(model, params, statistics, one_batch(views), source_key, train=True)
-        found, statistics = teacher_forward(model, params, statistics, target, target_key, train=True)
-        return by_view(source, 2), found, statistics
+        source, batch_stats = teacher_forward(model, params, batch_stats, one_batch(views), source_key, train=True)
+        found, batch_stats = teacher_forward(model, params, batch_stats, target, target_key, train=True)
+        return by_view(source, 2), found, batch_stats
 
     def select(batch: Batch, outputs: dict[str, Array], size: tuple[int, int], centroids: Array | None, frozen: Frozen) -> Array:
         """The target's labels uint8 [B,H,W] that are learned from, 255 where none is."""
@@ -131,24 +139,20 @@ def make(
         source, target, label = to_float(batch["source_image"]), target_image(batch), batch["source_label"]
         _check(batch, needs_labels)
         size = label.shape[1], label.shape[2]
-        centroids = None
-        if uses_centroids and state.centroids is not None:
-            centroids = jnp.where(state.step == 0, _first(frozen, state.centroids), state.centroids)
+        centroids = jnp.where(state.step == 0, _first(frozen, state.centroids), state.centroids) if uses_centroids else None
         views = jnp.stack([source, other_view(view_key, source, label, target, frozen)], 1)
 
-        teacher, statistics = ema_update(
-            (state.ema_params, state.ema_batch_stats), (state.params, state.batch_stats), state.step, ema_decay
-        )
-        statistics = state.ema_batch_stats if faithful_teacher else statistics
-        taught, on_target, statistics = teach((teacher, statistics), views, target, teacher_key)
+        old, new = (state.ema_params, state.ema_batch_stats), (state.params, state.batch_stats)
+        teacher, teacher_stats = ema_update(old, new, state.step, ema_decay)
+        teacher_stats = state.ema_batch_stats if faithful_teacher else teacher_stats
+        taught, on_target, teacher_stats = teach((teacher, teacher_stats), views, target, teacher_key)
         target_label = select(batch, on_target, size, centroids, frozen)
-        if centroids is not None:
+        if uses_centroids:
             agreed = lambda outputs, label: prototypes.image_means(
                 outputs["features"], prototypes.predicted_labels(outputs["logits"], label), classes
             )
-            pairs = zip(agreed(on_target, target_label), agreed(view(taught, 1), label), strict=True)
-            means, counted = (jnp.concatenate(pair) for pair in pairs)
-            centroids = prototypes.move(centroids, means, counted, centroid_momentum)
+            means = zip(agreed(on_target, target_label), agreed(view(taught, 1), label), strict=True)
+            centroids = prototypes.move(centroids, *(jnp.concatenate(pair) for pair in means), centroid_momentum)
         mask = mixing.cross_domix_mask(mix_key, label, classes)
         inputs = {
             "views": views,
@@ -157,21 +161,25 @@ def make(
             "mix": mixing.paste(mask, source, other_view.photometric(target_key, target)),
             "mix_label": mixing.paste(mask, label, target_label),
         }
+        if statistics == "target":
+            inputs["target"] = target
 
         def terms(params, part, batch_stats, key):
-            source_key, mix_key = jax.random.split(key)
-            outputs, batch_stats = train_forward(model, params, batch_stats, one_batch(part["views"]), source_key)
+            source_key, mix_key, target_key = jax.random.split(key, 3)
+            outputs, after = train_forward(model, params, batch_stats, one_batch(part["views"]), source_key)
             outputs = by_view(logits_of(outputs), 2)
             found = supervised_terms(view(outputs, 0), part["label"], **ce)
             if distill_weight:
                 found |= distillation_terms(outputs, part, size, **distilled)
-            mixed, batch_stats = train_forward(model, params, batch_stats, part["mix"], mix_key)
-            return found | supervised_terms(mixed, part["mix_label"], **ce, name="loss/mix", weight=mix_weight), batch_stats
+            mixed, after = train_forward(model, params, after, part["mix"], mix_key)
+            if statistics == "target":
+                _, after = train_forward(model, params, batch_stats, part["target"], target_key)
+            return found | supervised_terms(mixed, part["mix_label"], **ce, name="loss/mix", weight=mix_weight), after
 
         learning = state.replace(ema_params=None, ema_batch_stats=None, centroids=None)
         learned, metrics = descend(learning, terms, inputs, optimizer, key=dropout_key, accumulate=accumulate)
         metrics[f"{selection}/share"] = jnp.mean(target_label != IGNORE, dtype=jnp.float32)
-        return learned.replace(ema_params=teacher, ema_batch_stats=statistics, centroids=centroids), metrics
+        return learned.replace(ema_params=teacher, ema_batch_stats=teacher_stats, centroids=centroids), metrics
 
     return Method(init, step, predictor(model))
 

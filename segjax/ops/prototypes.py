@@ -13,11 +13,13 @@ from segjax.typing import IGNORE, Array
 
 
 def class_sums(features: Array, label: Array, num_classes: int) -> tuple[Array, Array]:
-    """Sum of the features of each image's classes and their pixels: float32 [B,K,D] and [B,K]. label [B,h,w], 255 in none.
+    """Sum of the features of each image's classes and their pixels: float32 [B,K,D] and [B,K]. label [B,H,W], 255 in none.
 
+    A label of another size comes down to the features' by nearest neighbour, floor(i H / h) (ENet's features are at half its logits' size).
     A batch's mean is sum.sum(0) / count.sum(0). No gradient.
     """
     batch, dims = features.shape[0], features.shape[-1]
+    label = nearest(label, (features.shape[1], features.shape[2]))
     flat = lax.stop_gradient(features).astype(jnp.float32).reshape(batch, -1, dims)
     hit = (label.reshape(batch, -1, 1) == jnp.arange(num_classes)).astype(jnp.float32)
     sums = jnp.einsum("bnk,bnd->bkd", hit, flat, precision=lax.Precision.HIGHEST)
