@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, FieldReference
 SOURCE_ONLY, FDA, ADABN = "segjax.methods.source_only:make", "segjax.methods.fda:make", "segjax.methods.adabn:make"
 ENET, DEEPLABV2 = "segjax.nets.enet:ENet", "segjax.nets.deeplab:DeepLabV2"
 FDA_CONTRASTIVE = "segjax.methods.fda_contrastive:make"
+DIGA_WARMUP, DIGA_SELFTRAIN = "segjax.methods.diga_warmup:make", "segjax.methods.diga_selftrain:make"
 FOLDERS, STREET_SCENES = "segjax.data.folders:FolderDataset", "segjax.data.procedural:StreetScenes"
 GTA5, SYNTHIA = "segjax.data.readers.gta5:GTA5", "segjax.data.readers.synthia:Synthia"
 CITYSCAPES = "segjax.data.readers.cityscapes:Cityscapes"
@@ -35,6 +36,22 @@ def fda_contrastive(**changes: Any) -> dict[str, Any]:
     knobs |= {"projection": 0, "samples": 2000, "sampling": "uniform", "keys": "image", "memory": 0}
     knobs |= {"target_ce_weight": 0.0, "target_ce_view": "stylized", "target_ce_start": 0}
     return {"make": FDA_CONTRASTIVE, **knobs, **changes}
+
+
+def diga_warmup(**changes: Any) -> dict[str, Any]:
+    """The method `diga_warmup` with every knob that an override may reach."""
+    return {"make": DIGA_WARMUP, **_DIGA, "view_share": 0.4, "distill_weight": 0.5, "faithful_statistics": False, **changes}
+
+
+def diga_selftrain(**changes: Any) -> dict[str, Any]:
+    """The method `diga_selftrain` with every knob that an override may reach."""
+    knobs = {"selection": "consensus", "threshold": 0.9, "centroid_momentum": 1e-4, "mix_weight": 1.0, "statistics": "joint"}
+    return {"make": DIGA_SELFTRAIN, **_DIGA, "view_share": 0.3, "distill_weight": 0.25, **knobs, **changes}
+
+
+_DIGA = {"second_view": "crossdomix", "translator": "fda", "beta": 0.01, "variant": "centred", "chain": "gta5"}
+_DIGA |= {"reverse_weight": 0.5, "mean_over": "all", "hard": (), "ema_decay": 0.999, "predicts": "student", "accumulate": 1}
+_DIGA |= {"faithful_view": False, "faithful_teacher": False}
 
 
 def gta5(config: ConfigDict, **changes: Any) -> dict[str, Any]:
@@ -87,6 +104,7 @@ def add_stage(
     data: Mapping[str, Any],
     evaluate: Mapping[str, Any],
     start_from: str = "",
+    frozen: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> ConfigDict:
     """Appends a stage to a run. What `changes` leaves out (steps, batch_size, ...) follows the run's own value, overridden or not."""
@@ -97,6 +115,7 @@ def add_stage(
         "data": {"scale": (1.0, 1.0), "flip": True, "workers": 0, "broken": "raise", "broken_share": 0.01, **data},
         "evaluate": evaluate,
         "start_from": start_from,
+        "frozen": frozen or {},
         "sharding": (),
         "keep": 3,
         "mesh": {key: config.mesh.get_oneway_ref(key) for key in ("data", "fsdp")},
@@ -116,6 +135,18 @@ def add_labels(
     look = {"style": {}, "beta": 0.01, "variant": "centred"}
     rule = {"rule": "none", "share": 0.66, "cap": 0.9}
     parts = {"verb": "pseudo-label", "networks": networks, "dataset": dataset, "size": size, **look, **rule}
+    mesh = {key: config.mesh.get_oneway_ref(key) for key in ("data", "fsdp")}
+    stage = ConfigDict(_own_links({**parts, "batch_size": 1, **changes, "mesh": mesh}))
+    config.stages[name] = stage
+    config.order = (*config.order, name)
+    return stage
+
+
+def add_centroids(
+    config: ConfigDict, name: str, *, network: str, dataset: Mapping[str, Any], size: Any = None, **changes: Any
+) -> ConfigDict:
+    """Appends a stage that finds the class centroids of an earlier stage's network (`segjax centroids`)."""
+    parts = {"verb": "centroids", "networks": (network,), "dataset": dataset, "size": size, "passes": 5, "cap": 3000, "min_pixels": 5}
     mesh = {key: config.mesh.get_oneway_ref(key) for key in ("data", "fsdp")}
     stage = ConfigDict(_own_links({**parts, "batch_size": 1, **changes, "mesh": mesh}))
     config.stages[name] = stage
