@@ -4,6 +4,9 @@ Parameters and statistics are float32; `dtype` is the compute dtype. Kernels are
 `kernel[i, j] = torch_weight[:, :, i, j]`.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +16,7 @@ from jax.typing import DTypeLike
 
 from segjax.ops import conv as ops
 from segjax.ops.depthwise import depthwise_conv2d
+from segjax.ops.gelu import gelu
 from segjax.ops.normalization import batch_norm, group_norm, layer_norm
 from segjax.typing import Array
 
@@ -90,10 +94,28 @@ class ConvTranspose(nn.Module):
         return y
 
 
+_VIEWS: contextvars.ContextVar[int] = contextvars.ContextVar("views", default=1)
+
+
+@contextlib.contextmanager
+def normalised_by_view(views: int) -> Iterator[None]:
+    """While a network is traced in here, every BatchNorm in training takes `views` pictures of each image apart.
+
+    The pictures of an image lie side by side, [B * views,...]; each view gets the statistics that a pass of its own would give it, and the
+    running ones see the views one after the other: one pass with the numbers of several.
+    """
+    token = _VIEWS.set(views)
+    try:
+        yield
+    finally:
+        _VIEWS.reset(token)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over batch and space, as torch: biased variance to normalise, unbiased in the running statistics.
 
     Under `jit` with a sharded batch the statistics are those of the whole batch (synchronised). Statistics are float32.
+    In training, views of one image may be taken apart (`normalised_by_view`).
     """
 
     epsilon: float = 1e-5
@@ -110,14 +132,19 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return (x.astype(jnp.float32) * factor + (bias - running_mean.value * factor)).astype(self.dtype)
-        normalised: Any = batch_norm(x.astype(self.dtype), scale, bias, self.epsilon)  # custom_vjp hides the return type
-        y, mean, var = normalised
-        if not self.is_initializing():
-            n = x.size // c
-            keep = 1 - self.momentum
-            running_mean.value = keep * running_mean.value + self.momentum * mean
-            running_var.value = keep * running_var.value + self.momentum * var * (n / max(n - 1, 1))
-        return y
+        views, x = _VIEWS.get(), x.astype(self.dtype)
+        parts = [x] if views == 1 else [x.reshape(-1, views, *x.shape[1:])[:, view] for view in range(views)]
+        results = []
+        for part in parts:
+            normalised: Any = batch_norm(part, scale, bias, self.epsilon)  # custom_vjp hides the return type
+            y, mean, var = normalised
+            results.append(y)
+            if not self.is_initializing():
+                n = part.size // c
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * mean
+                running_var.value = keep * running_var.value + self.momentum * var * (n / max(n - 1, 1))
+        return results[0] if views == 1 else jnp.stack(results, 1).reshape(x.shape)
 
 
 class PReLU(nn.Module):
@@ -217,11 +244,6 @@ class DropPath(nn.Module):
         kept = jnp.asarray(1.0 - rate, jnp.float32)
         keep = jax.random.bernoulli(self.make_rng("dropout"), kept, (x.shape[0],) + (1,) * (x.ndim - 1))
         return x * (keep / kept).astype(x.dtype)
-
-
-def gelu(x: Array) -> Array:
-    """Exact GELU, x * Phi(x) by erf (torch's default)."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 def quick_gelu(x: Array) -> Array:

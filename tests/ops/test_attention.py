@@ -46,6 +46,33 @@ def test_both_forms_agree_with_their_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
 
 
+@pytest.mark.parametrize("form", ["cpu", "default"])
+@pytest.mark.parametrize(("masked", "causal"), [(True, False), (False, True), (True, True)])
+def test_gradients_under_a_mask(form, masked, causal, monkeypatch):
+    """Of the CPU's form and of the others', run here, against autodiff of the formula; the last query may attend nowhere under the mask."""
+    monkeypatch.setattr(ops.lax, "platform_dependent", lambda *arguments, **forms: forms[form](*arguments))
+    query, key, value = _inputs(n=7)
+    mask = np.random.default_rng(1).random((3, 1, 7, 7)) < 0.6
+    mask[..., 0], mask[:, :, -1] = True, False
+    allowed = jnp.asarray((mask if masked else True) & (np.tril(np.ones((7, 7), bool)) if causal else True))
+
+    def formula(query, key, value):
+        logits = jnp.where(allowed, jnp.einsum("bnhd,bmhd->bhnm", query, key) * 0.3, jnp.finfo(jnp.float32).min)
+        return jnp.einsum("bhnm,bmhe->bnhe", jax.nn.softmax(logits), value)
+
+    ours = lambda *a: ops.attention(*a, scale=0.3, mask=jnp.asarray(mask) if masked else None, causal=causal)
+    weight = np.random.default_rng(2).standard_normal((3, 7, 2, 8)).astype(np.float32)
+    grads = [jax.jit(jax.grad(lambda a, f=f: jnp.sum(f(*a) * weight)))((query, key, value)) for f in (ours, formula)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *grads)
+
+
+def test_the_gradient_keeps_nothing_of_all_pairs():
+    """Or every block of a scanned network would store arrays [N,M], of each platform's form."""
+    arrays = [jax.ShapeDtypeStruct((1, 64, 2, 8), jnp.float32)] * 3
+    kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(ops.attention, *a)[1], *arrays))
+    assert kept and all(np.prod(leaf.shape) <= 64 * 2 * 8 for leaf in kept)
+
+
 def test_a_row_that_may_attend_nowhere_stays_finite():
     query, key, value = _inputs()
     got = ops.attention(query, key, value, mask=jnp.zeros((1, 1, 5, 7), bool))
@@ -57,3 +84,10 @@ def test_half_precision_keeps_its_type_and_a_float32_softmax():
     half = ops.attention(*(jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(half, np.float32), _expected(query, key, value, 8**-0.5, True), atol=3e-2)
+    grads = [
+        jax.grad(lambda a: jnp.square(ops.attention(*a).astype(jnp.float32)).sum())([jnp.asarray(x, kind) for x in (query, key, value)])
+        for kind in (jnp.bfloat16, jnp.float32)
+    ]
+    for low, high in zip(*grads, strict=True):
+        assert low.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(low, np.float32), high, atol=3e-2 * float(jnp.abs(high).max()))
