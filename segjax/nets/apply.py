@@ -1,12 +1,15 @@
 """How every method runs a network: in training (statistics and dropout) and for a prediction at the image's own size."""
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from segjax.errors import ConfigError
+from segjax.nets.layers import normalised_by_view
 from segjax.ops.resize import bilinear
+from segjax.ops.two_views import one_batch
 from segjax.typing import Array, Batch, Frozen, Key, State
 
 
@@ -25,10 +28,28 @@ def target_image(batch: Batch) -> Array:
 def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> tuple[dict[str, Array], dict]:
     """Outputs of `model` on a float image in training mode, and the new BatchNorm statistics (`{}` for a network without them).
 
-    `key` draws the dropout; None leaves it out.
+    `key` draws the dropout, and what else a network draws in training (HRDA: its window, by a method `draw`); None leaves it out.
     """
-    variables = {"params": params, "batch_stats": batch_stats}
-    outputs, changed = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={} if key is None else {"dropout": key})
+    return _train(model, {"params": params, "batch_stats": batch_stats}, image, key, 1)
+
+
+def views_forward(
+    model, params, batch_stats, images: Array, key: Key, *, statistics: Literal["apart", "together"] = "apart"
+) -> tuple[dict[str, Array], dict]:
+    """`train_forward` of several pictures of each image, float [B,V,H,W,3], in one pass over [B * V]; outputs in that order.
+
+    statistics: "apart", BatchNorm takes each view by itself and in turn, so the numbers are those of V passes (what the UDA codes do);
+    "together", it takes all of them as one batch. Dropout and a network's own draws differ between views either way.
+    """
+    views = images.shape[1]
+    with normalised_by_view(views if statistics == "apart" else 1):
+        return _train(model, {"params": params, "batch_stats": batch_stats}, one_batch(images), key, views)
+
+
+def _train(model, variables: dict[str, Any], image: Array, key: Key | None, views: int) -> tuple[dict[str, Array], dict]:
+    drawn = model.draw(key, (image.shape[1], image.shape[2]), views) if key is not None and hasattr(model, "draw") else {}
+    rngs = {} if key is None else {"dropout": key}
+    outputs, changed = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs, **drawn)
     return outputs, changed.get("batch_stats", {})
 
 
