@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from segjax.ops import matching
+from segjax.runtime import mesh as meshes
 
 match = jax.jit(matching.match)
 
@@ -88,9 +89,7 @@ def test_nothing_to_match():
 
 def test_no_gradient_and_any_sharding():
     cost = np.random.default_rng(5).normal(size=(8, 10, 4)).astype(np.float32)
-    mesh = jax.make_mesh((8,), ("data",))
-    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    sharded = jax.jit(matching.match, in_shardings=where)(cost)
+    sharded = match(jax.device_put(cost, meshes.batch_sharding(meshes.make_mesh())))
     np.testing.assert_array_equal(sharded, match(cost))
     chosen = functools.partial(jnp.take_along_axis, axis=-2)
     total = lambda c: jnp.sum(chosen(c, matching.match(c)[..., None, :]))
