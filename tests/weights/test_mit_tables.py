@@ -11,7 +11,7 @@ from segjax.nets.daformer import DAFormer
 from segjax.nets.mit import Block, EfficientAttention, LayerNorm, PatchEmbed
 from segjax.nets.segformer import SegFormer
 from segjax.verbs import build, variables
-from segjax.weights import layouts, safetensors_io, walk
+from segjax.weights import layouts, safetensors_io, walk, wrappers
 
 FILES = {
     "mit_nvlabs": ("mit_nvlabs/mit_tiny.pth", "mit_nvlabs"),
@@ -210,16 +210,62 @@ def test_daformers_spelling_of_segformer_has_the_other_order(golden):
     assert public.model(source, {}) == g.spec
 
 
-def test_hrda_is_told_and_gives_its_daformer_when_asked(golden):
+def _attention(dims, outputs, channels=6):
+    """The light second head of an HRDA, by its names in the authors' code."""
+    draw, prefix = np.random.default_rng(0).standard_normal, "decode_head.scale_attention."
+    found = {f"{prefix}embed_layers.{n}.proj.weight": draw((channels, dim)) for n, dim in enumerate(dims)}
+    found |= {f"{prefix}embed_layers.{n}.proj.bias": draw(channels) for n in range(len(dims))}
+    found |= {f"{prefix}fuse_layer.bn.{name}": np.abs(draw(channels)) for name in ("weight", "bias", "running_mean", "running_var")}
+    found |= {f"{prefix}fuse_layer.conv.weight": draw((channels, len(dims) * channels, 1, 1))}
+    found |= {f"{prefix}conv_seg.weight": draw((outputs, channels, 1, 1)), f"{prefix}conv_seg.bias": draw(outputs)}
+    return {key: value.astype(np.float32) for key, value in found.items()}
+
+
+def test_hrda_of_a_training_checkpoint_both_ways(golden):
     g = golden("daformer")
-    source = {key.replace("decode_head.", "decode_head.head."): value for key, value in g.source.items()}
-    source["decode_head.scale_attention.conv_seg.bias"] = np.zeros(19, np.float32)
-    with pytest.raises(WeightsError, match="HRDA.*--layout=hrda_daformer"):
-        layouts.recognise(source, "file").model(source, {})
+    student = {key.replace("decode_head.", "decode_head.head."): value for key, value in g.source.items()}
+    student |= _attention(g.spec["dims"], 19)
+    teacher = {key: value + 1 if value.dtype == np.float32 else value for key, value in student.items()}
+    saved = {
+        f"{name}.{key}": x for name, net in (("model", student), ("ema_model", teacher), ("imnet_model", student)) for key, x in net.items()
+    }
+    expected = g.convert(g.net())
+    for branch, shift in (("model", 0), ("ema_model", 1)):
+        source, removed = wrappers.unwrap({"state_dict": saved, "meta": {}}, branch=branch)
+        assert removed == ("state_dict", f"{branch}.")
+        public = layouts.recognise(source, "file")
+        spec = public.model(source, {})
+        assert spec == {**g.spec, "make": "segjax.nets.hrda:HRDA", "attention": "classwise", "attention_channels": 6}
+        public, flat = _converted(source, build.resolve(spec, "test"))
+        assert public.name == "hrda"
+        for path, value in expected.items():
+            np.testing.assert_array_equal(flat[path.replace("decode_head/", "decode_head/head/")], value + shift)
     part = layouts.known()["hrda_daformer"]
-    assert part.model(source, {}) == g.spec
-    flat, expected = walk.to_segjax(source, part.layout(source), g.shapes(g.net())), g.convert(g.net())
+    assert part.model(student, {}) == g.spec
+    flat = walk.to_segjax(student, part.layout(student), g.shapes(g.net()))
     assert all(np.array_equal(flat[path], expected[path]) for path in expected)
+    assert layouts.known()["hrda"].model(student | _attention(g.spec["dims"], 1), {})["attention"] == "single"
+    with pytest.raises(WeightsError, match="a scale attention with 7 outputs: expected 1, or one for each of the 19 classes"):
+        layouts.known()["hrda"].model(student | _attention(g.spec["dims"], 7), {})
+
+
+@pytest.mark.parametrize("name", ["dlv2", "hrda_dlv2"])
+def test_deeplab_under_daformer_and_hrda_both_ways(name):
+    """Keys written out by hand for the head, mmsegmentation's for the ResNetV1c (checked in test_tables)."""
+    make = {"dlv2": "segjax.nets.dlv2:DLV2", "hrda_dlv2": "segjax.nets.hrda:HRDADLV2"}[name]
+    net = build.resolve({"make": make, "num_classes": 3, "backbone": "resnet50", "width": 4}, "test")
+    rng = np.random.default_rng(0)
+    flat = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in safetensors_io.flatten(variables.shapes(net)).items()}
+    source = walk.to_source(flat, layouts.known()[name].layout(flat))
+    heads = {"dlv2": ("decode_head.",), "hrda_dlv2": ("decode_head.head.", "decode_head.scale_attention.")}[name]
+    shapes = {"weight": (3, 128, 3, 3), "bias": (3,)}
+    atrous = {f"{head}aspp_modules.{n}.conv.{leaf}": shape for head in heads for n in (0, 1) for leaf, shape in shapes.items()}
+    assert {key: x.shape for key, x in source.items() if key.startswith("decode_head")} == atrous
+    assert source["backbone.stem.0.weight"].shape == (2, 3, 3, 3) and "backbone.layer4.2.bn3.running_var" in source
+    public, again = _converted(source, net)
+    assert public.name == name and all(np.array_equal(again[path], flat[path]) for path in flat)
+    spec = public.model(source, {})
+    assert (spec["dilations"], spec["backbone"], spec["width"], spec["num_classes"]) == ((6, 12), "resnet50", 4, 3)
 
 
 def test_other_architectures_and_class_counts_are_refused(golden, goldens):
