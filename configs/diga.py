@@ -272,7 +272,7 @@ def _camvid_day_dusk(row: str = "diga"):
         "optimizer": {"name": "adam", "lr": 5e-4, "weight_decay": 2e-4, "schedule": "poly", "power": 0.9},
         "evaluate": {"dusk": {**dusk, "split": "train", **scored}, "day": {**val, "split": "val", **scored}},
     }
-    return _small(config, shared, {"source": day, "crop": (256, 384)}, whole=(360, 480), target=dusk, row=row, steps=(120, 120))
+    return _small(config, shared, {"source": day, "crop": (256, 384)}, whole=(360, 480), target=dusk, row=row, steps=100)
 
 
 def _quickstart():
@@ -287,31 +287,36 @@ def _quickstart():
     }
     dusk = {**scenes, "look": "dusk", "length": 400}
     return _small(
-        config, shared, {"source": {**scenes, "look": "day"}, "crop": (64, 128)}, whole=(96, 192), target=dusk, row="diga", steps=(80, 60)
+        config, shared, {"source": {**scenes, "look": "day"}, "crop": (64, 128)}, whole=(96, 192), target=dusk, row="diga", steps=80
     )
 
 
-def _small(config: Any, shared: dict, data: dict, *, whole: tuple[int, int], target: dict, row: str, steps: tuple[int, int]):
+def _small(config: Any, shared: dict, data: dict, *, whole: tuple[int, int], target: dict, row: str, steps: int):
     """Day alone, that with dusk's statistics (AdaBN), domain generalisation, warm-up, labels and centroids of it with dusk's statistics,
     self-training from there, and its network with statistics of whole dusk images. Labels by consensus and by a threshold are scored.
     """
     unlabelled = {**target, "labelled": False}
-    gentle = {**shared, "optimizer": {**shared["optimizer"], "lr": shared["optimizer"]["lr"] * 0.2}}
+    slower = lambda share: {**shared["optimizer"], "lr": shared["optimizer"]["lr"] * share}
     # 100 steps need a teacher with a shorter memory than 80,000, and centroids that move as far
     common = {"ema_decay": 0.99, "predicts": "teacher"}
     kit = Kit(
         config,
-        shared=gentle,
+        shared={**shared, "optimizer": slower(0.2)},
         data=data,
-        warm={"method": common, "data": {}, "steps": steps[0], "start_from": "source_only"},
-        train={"method": {**common, "statistics": "target", "centroid_momentum": 0.01}, "data": {}, "steps": steps[1]},
+        warm={"method": common, "data": {}, "steps": steps, "start_from": "source_only"},
+        train={
+            "method": {**common, "statistics": "target", "centroid_momentum": 0.01},
+            "data": {},
+            "steps": steps,
+            "optimizer": slower(0.4),
+        },
         target=unlabelled,
         truth=target,
     )
     adabn = {"method": {"make": base.ADABN}, "steps": 8, "batch_size": 8}
     images = {**shared, "data": {**data, "target": unlabelled, "crop": whole, "flip": False}}
     warm, train = _changes(row)
-    base.add_stage(config, "source_only", method=base.source_only(), **shared, data={**data, "target": unlabelled})
+    base.add_stage(config, "source_only", method=base.source_only(), **shared, data=data)
     base.add_stage(config, "adabn", **images, **adabn, start_from="source_only")
     if row in ("diga", "dg"):
         _warmup(kit, "dg", method=_changes("dg")[0])
