@@ -89,6 +89,9 @@ def load(args: argparse.Namespace) -> Network:
     """The network that the flags choose: --weights, else the stage's exported weights, else its newest checkpoint."""
     startup.begin()
     stage = build.stage(args.config, args.stage or build.last_trained(args.config))
+    if not hasattr(stage.model, "num_classes"):
+        kind = type(stage.model).__name__
+        raise ConfigError(f"stage {stage.name} trains a {kind}, which gives no classes: pass --stage with a segmentation network")
     place = folder.of_stage(args.workdir, stage.name) or args.workdir
     if args.weights is not None:
         return from_file(stage, args.weights, args.workdir)

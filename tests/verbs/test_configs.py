@@ -67,8 +67,12 @@ def test_builds_and_steps_under_eval_shape(spec, traced):
 
 @pytest.fixture(scope="module")
 def traced():
-    """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds."""
-    return set()
+    """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds.
+
+    HRNet-W48's takes a minute: its two heads and feature are those of the contract's network (tests/methods), so here it is only built.
+    """
+    ocr = "segjax.nets.ocr:HRNetOCR"
+    return {(f"segjax.methods.{method}:make", ocr, None) for method in ("diga_warmup", "diga_selftrain")}
 
 
 def _trace(stage):
@@ -110,6 +114,28 @@ def test_the_paper_settings_of_fda():
     assert (stage.method.entropy_weight, stage.method.entropy_eta, stage.evaluate.cityscapes.size) == (0.005, 2.0, (576, 1344))
     assert load("fda.py:synthia_cityscapes").stages.fda.evaluate.cityscapes.score == "mIoU16"
     assert "classifier" in " ".join(variables.classifier_axes(build.stage(load("fda.py"), "fda").model))
+
+
+def test_the_settings_of_diga():
+    gta = load("diga.py")
+    assert gta.order == ("translator", "warmup", "pseudo", "centroids", "selftrain", "pseudo_2", "selftrain_2")
+    warm, train = gta.stages.warmup, gta.stages.selftrain_2
+    assert (warm.steps, warm.batch_size, warm.data.crop, warm.method.distill_weight) == (80_000, 3, (512, 896), 0.5)
+    shares = [[crop["share"] for crop in stage.data.source_crops] for stage in (warm, train)]
+    assert shares == [[1.0, 2.0], [2.0, 1.0]]
+    assert (train.start_from, train.method.distill_weight, train.method.view_share) == ("selftrain", 0.25, 0.3)
+    assert train.frozen.centroids == gta.stages.selftrain.frozen.centroids and train.data.target.labels == "{stage:pseudo_2}"
+    assert (gta.stages.translator.steps, gta.stages.translator.optimizer.betas) == (50_000, (0.5, 0.999))
+    synthia, released = load("diga.py:synthia_cityscapes").stages.warmup, load("diga.py:synthia_cityscapes,row=faithful").stages.warmup
+    assert (synthia.steps, synthia.batch_size, synthia.method.hard, synthia.method.reverse_weight) == (60_000, 4, (0.7, 100_000), 0.25)
+    assert (synthia.optimizer.schedule, synthia.optimizer.warmup_steps) == ("poly", 1000)
+    assert (released.optimizer.schedule, released.optimizer.warmup_steps) == ("constant", 60_000) and released.method.faithful_teacher
+    assert not load("diga.py:gta_cityscapes,row=dg").stages.warmup.data.target  # it never sees Cityscapes
+    semi = load("diga.py:semi_cityscapes,split=16").stages
+    assert semi.warmup.data.source.names == "data/splits/train_image_labeled_1-16.txt" and semi.warmup.method.second_view == "photometric"
+    for wrong in ("gta_cityscapes,row=some", "semi_cityscapes,split=3", "camvid_day_dusk,translator=gan", "bdd"):
+        with pytest.raises(errors.ConfigError, match=wrong.split(",")[-1]):
+            load(f"diga.py:{wrong}")
 
 
 @pytest.mark.parametrize(
