@@ -13,6 +13,8 @@ STRIPS = 4
 
 _WIDE = 320  # pixels of each of the three parts of a strip
 _ROW, _BAR = 26, 4  # height of a class's row, width of a bar
+_TITLE = "confidence of the pixels of each class, 0 to 1; red: threshold"
+_TITLES = {"consensus": "the nearest centroid says the same (right) or another class (left)"}
 _RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
 """Stops of matplotlib's viridis: brightness rises with the value, in every kind of colour vision."""
 
@@ -60,7 +62,7 @@ def _charts(summary: Mapping[str, Any]) -> Image.Image:
     bins = len(summary["histogram"][0])
     chart = Image.new("RGB", (left + _BAR * bins + 330, _ROW * (len(names) + 1) + 8), "white")
     draw = ImageDraw.Draw(chart)
-    draw.text((left, 6), "confidence of the pixels of each class, 0 to 1; red: threshold", "black", font)
+    draw.text((left, 6), _TITLES.get(summary["rule"], _TITLE), "black", font)
     for row, (name, counts) in enumerate(zip(names, summary["histogram"], strict=True)):
         base = _ROW * (row + 2) - 4
         draw.text((left - 8, base - _ROW // 2), name, "black", font, anchor="rm")
@@ -69,7 +71,7 @@ def _charts(summary: Mapping[str, Any]) -> Image.Image:
             if count:
                 x, height = left + column * _BAR, max(1, round((_ROW - 6) * count / max(counts)))
                 draw.rectangle((x, base - height, x + _BAR - 2, base - 1), fill=tuple(summary["palette"][row]))
-        if any(counts):
+        if any(counts) and summary["rule"] not in _TITLES:
             threshold = left + summary["thresholds"][row] * _BAR * bins
             draw.line((threshold, base - _ROW + 6, threshold, base), fill=(220, 40, 40), width=2)
         draw.text((left + _BAR * bins + 10, base - _ROW // 2), _note(summary, row), "black", font, anchor="lm")

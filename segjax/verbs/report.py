@@ -34,7 +34,6 @@ from segjax.verbs.report_read import Run, read_run
 
 E = html.escape
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
-SERIES_COLOURS = 6
 MOST_CHARTS = 16
 CHANGES = ("better: right now, wrong in the first stage", "worse: wrong now, right in the first stage", "right in both", "wrong in both")
 
@@ -110,7 +109,7 @@ def pictures(runs: list[Run]) -> str:
 def curves(runs: list[Run]) -> str:
     """One chart a metric, one line a stage and run; losses first, then scores, then the rest."""
     names = [n for n in report_tables.stage_names(runs) if any(s.name == n and s.metrics for r in runs for s in r.stages)]
-    colour = {name: i % SERIES_COLOURS + 1 for i, name in enumerate(names)}
+    colour = {name: i % report_svg.SERIES_COLOURS + 1 for i, name in enumerate(names)}
     lines: dict[str, list[report_svg.Series]] = {}
     for run in runs:
         for stage in run.stages:

@@ -1,4 +1,4 @@
-"""The pseudo-labels of a report: how much of each class every stage kept, how right that is, and its picture."""
+"""The pseudo-labels of a report: how much of each class every stage kept, how right that is, the rules side by side, their pictures."""
 
 import html
 import math
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from segjax.verbs import report_pictures, report_tables
+from segjax.verbs import report_pictures, report_selection, report_tables
 from segjax.verbs.report_read import Run, Stage
 
 E = html.escape
 NOTE = (
-    '<p class="note">Of each class that the networks predicted: its share of all pixels, the share of it that passed the threshold and was '
-    "kept, and, where the images have labels, how much of it is right, before the threshold and of what was kept.</p>"
+    '<p class="note">Of each class that the networks predicted: its share of all pixels, the share of it that passed the rule and was '
+    "kept, and, where the images have labels, how much of it is right, before the rule and of what was kept.</p>"
 )
 Pick = Callable[[dict[str, Any]], list[float | None]]
 COLUMNS: dict[str, Pick] = {
@@ -25,15 +25,15 @@ COLUMNS: dict[str, Pick] = {
 
 
 def labels(runs: list[Run]) -> str:
-    """A table for every list of classes, one group of columns a stage (means over the runs), then the first run's pictures. "" for none."""
+    """A table and a chart of the rules for every list of classes (means over the runs), then the first run's pictures. "" for none."""
     found = {name: _of(runs, name) for name in report_tables.stage_names(runs)}
     found = {name: stages for name, stages in found.items() if stages}
     spaces = dict.fromkeys(tuple(stages[0].labels["classes"]) for stages in found.values())
-    tables = [_table({name: stages for name, stages in found.items() if _classes(stages) == space}) for space in spaces]
+    alike = [{name: stages for name, stages in found.items() if _classes(stages) == space} for space in spaces]
     pictures = [
         report_pictures.whole(path, stages[0].name) for stages in found.values() if (path := stages[0].folder / "pseudo.png").is_file()
     ]
-    return NOTE + "".join(tables) + "".join(pictures) if found else ""
+    return NOTE + "".join(_table(part) + report_selection.chart(part) for part in alike) + "".join(pictures) if found else ""
 
 
 def _of(runs: list[Run], name: str) -> list[Stage]:

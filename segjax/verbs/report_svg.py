@@ -11,6 +11,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 28
 MAX_POINTS = 300
 MAX_HOVERS = 40
 MAX_RAW = 3
+SERIES_COLOURS = 6
 
 
 @dataclasses.dataclass(frozen=True)
