@@ -275,7 +275,7 @@ def _camvid_day_dusk(row: str = "diga"):
         "optimizer": {"name": "adam", "lr": 5e-4, "weight_decay": 2e-4, "schedule": "poly", "power": 0.9},
         "evaluate": {"dusk": {**dusk, "split": "train", **scored}, "day": {**val, "split": "val", **scored}},
     }
-    return _small(config, shared, {"source": day, "crop": (256, 384)}, whole=(360, 480), target=dusk, row=row, steps=100)
+    return _small(config, shared, {"source": day, "crop": (256, 384)}, whole=(360, 480), target=dusk, row=row, steps=60)
 
 
 def _quickstart():
@@ -300,7 +300,7 @@ def _small(config: Any, shared: dict, data: dict, *, whole: tuple[int, int], tar
     """
     unlabelled = {**target, "labelled": False}
     slower = lambda share: {**shared["optimizer"], "lr": shared["optimizer"]["lr"] * share}
-    # 100 steps need a teacher with a shorter memory than 80,000, and centroids that move as far
+    # 60 steps need a teacher with a shorter memory than 80,000, and centroids that move as far
     common = {"ema_decay": 0.99, "predicts": "teacher"}
     kit = Kit(
         config,
