@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from segjax import __version__
 from segjax.errors import ConfigError, SegjaxError
+from segjax.runtime.allocator import keep_pages
 
 _VERBS = pathlib.Path(__file__).parent / "verbs"
 EXIT_CODES = "0 done, 1 failed, 2 usage or config, 3 data, 4 weights or checkpoint, 75 preempted after a save (start again to go on)"
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code (`EXIT_CODES`)."""
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every save at INFO
     os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""))
+    keep_pages()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

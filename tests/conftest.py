@@ -4,8 +4,10 @@ import os
 import pathlib
 
 from segjax.cli import xla_flags
+from segjax.runtime.allocator import keep_pages
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+keep_pages()
 # Unoptimised code compiles in half the time, and the tests compile more than they compute.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = xla_flags(f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}")
