@@ -157,6 +157,26 @@ def test_the_paper_data_sets_are_read_as_downloaded(arg, folder, write, length, 
     assert (scored.name(0), scored.labelled) == ("ulm/ulm_000000_000019_leftImg8bit.png", True)
 
 
+def test_digas_data_is_read_as_downloaded(tmp_path):
+    """GTA5 at its own size, cut from two; the lists of labelled and unlabelled images of the semi-supervised splits."""
+    small_layouts.gta5(tmp_path / "gta5")
+    small_layouts.cityscapes(tmp_path / "cityscapes")
+    (tmp_path / "splits").mkdir()
+    for kind, city in (("labeled", "aachen"), ("unlabeled", "bonn")):
+        (tmp_path / f"splits/train_image_{kind}_1-8.txt").write_text(f"leftImg8bit/train/{city}/{city}_000000_000019_leftImg8bit.png\n")
+    data, alone = (
+        build.training_data(build.stage(load(f"diga.py:gta_cityscapes,row={row}", f"--config.data={tmp_path}"), "warmup"))
+        for row in ("diga", "dg")
+    )
+    assert (len(data.source), len(data.target), data.target.labelled, len(data.streams)) == (4, 2, False, 2)
+    assert alone.target is None and len(alone.streams) == 1
+    semi = load("diga.py:semi_cityscapes,split=8", f"--config.data={tmp_path}", f"--config.splits={tmp_path / 'splits'}")
+    source = build.training_data(build.stage(semi, "warmup")).source
+    target = build.dataset(build.plain(semi.stages.selftrain.data.target.dataset), "target")
+    assert (source.name(0)[:6], target.name(0)[:4]) == ("aachen", "bonn") and (source.labelled, target.labelled) == (True, False)
+    assert len(source) == len(target) == len(build.dataset(build.plain(semi.stages.pseudo.dataset), "pseudo")) == 1
+
+
 def test_the_broken_pairs_of_gta5_can_be_kept(tmp_path):
     small_layouts.gta5(tmp_path / "gta5")
     spec = build.stage(load("fda.py", f"--config.data={tmp_path}", "--config.stages.fda.data.source.broken=True"), "fda").spec
