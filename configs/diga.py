@@ -317,6 +317,7 @@ def _small(config: Any, shared: dict, data: dict, *, whole: tuple[int, int], tar
         truth=target,
     )
     adabn = {"method": {"make": base.ADABN}, "steps": 8, "batch_size": 8}
+    labels = {"scales": (1.0,), "batch_size": 8}  # at half of these sizes ENet knows less than it adds
     images = {**shared, "data": {**data, "target": unlabelled, "crop": whole, "flip": False}}
     warm, train = _changes(row)
     base.add_stage(config, "source_only", method=base.source_only(), **shared, data=data)
@@ -330,12 +331,12 @@ def _small(config: Any, shared: dict, data: dict, *, whole: tuple[int, int], tar
     if row == "threshold":
         _selftrain(kit, "selftrain", start="warmup_adabn", labels="", centroids="", method=train)
     else:
-        _labels(kit, "pseudo", "warmup_adabn", batch_size=8)
+        _labels(kit, "pseudo", "warmup_adabn", **labels)
         base.add_centroids(config, "centroids", network="warmup_adabn", dataset=unlabelled, batch_size=8)
         if row == "diga":
             frozen = "{stage:centroids}/centroids.safetensors"
-            _labels(kit, "consensus", "warmup_adabn", batch_size=8, rule="consensus", centroids=frozen)
-            _labels(kit, "threshold", "warmup_adabn", batch_size=8, rule="code", share=1.0, cap=0.9)
+            _labels(kit, "consensus", "warmup_adabn", **labels, rule="consensus", centroids=frozen)
+            _labels(kit, "threshold", "warmup_adabn", **labels, rule="code", share=1.0, cap=0.9)
         _selftrain(kit, "selftrain", start="warmup_adabn", labels="pseudo", centroids="centroids", method=train)
     base.add_stage(config, "selftrain_adabn", **images, **adabn, start_from="selftrain")
     return config
