@@ -154,6 +154,25 @@ def add_centroids(
     return stage
 
 
+def add_verb(config: ConfigDict, name: str, verb: str, **values: Any) -> ConfigDict:
+    """Appends a stage of another verb with these values; what they leave out is the verb's own default."""
+    return add_spec(config, name, {"verb": verb, **values})
+
+
+def add_spec(config: ConfigDict, name: str, spec: Mapping[str, Any]) -> ConfigDict:
+    """Appends a stage whose values are given whole."""
+    config.stages[name] = ConfigDict(_own_links(spec))
+    config.order = (*config.order, name)
+    return config.stages[name]
+
+
+def add_to_row(config: ConfigDict, row: str, stage: str) -> None:
+    """Makes a stage one of those that a row of the run's table and report averages over."""
+    if "rows" not in config:
+        config.rows = {}
+    config.rows[row] = (*config.rows.get(row, ()), stage)
+
+
 def _own_links(value: Any) -> Any:
     """Gives every value that follows a field of the run its own link to it: overriding it in one stage must not change the others."""
     if isinstance(value, Mapping):

@@ -14,10 +14,11 @@ import optax
 from segjax.errors import ConfigError
 from segjax.nets.apply import predictor, target_image, to_float, train_forward
 from segjax.ops import photometric
-from segjax.ops.fourier import Variant, amplitude_transfer, amplitude_transfer_bands
+from segjax.ops.fourier import Variant
 from segjax.ops.pixel_losses import robust_entropy
 from segjax.ops.pseudo_labels import confident_labels
 from segjax.ops.resize import bilinear
+from segjax.ops.stylize import in_the_look_of
 from segjax.ops.supervised import supervised_terms
 from segjax.runtime.state import TrainState
 from segjax.runtime.update import descend
@@ -85,21 +86,6 @@ def make(
         variables = model.init(init_key, to_float(batch["source_image"]), train=False)
         return TrainState.create(key, variables, optimizer, ema=ema_decay > 0)
 
-    def stylize(source: Array, target: Array, key: Key) -> Array:
-        if target.shape[0] != source.shape[0]:  # not always: taking rows out of a sharded batch moves it between devices
-            target = target[jnp.arange(source.shape[0]) % target.shape[0]]
-        band_key, share_key = jax.random.split(key)
-        if not betas:
-            return source
-        if len(betas) == 1:
-            stylized = amplitude_transfer(source, target, betas[0], variant=variant)
-        else:
-            stylized = amplitude_transfer_bands(source, target, betas, band_key, variant=variant)
-        if stylized_share >= 1:
-            return stylized
-        chosen = jax.random.bernoulli(share_key, stylized_share, (source.shape[0], 1, 1, 1))
-        return jnp.where(chosen, stylized, source)
-
     def jittered(key: Key, image: Array) -> Array:
         return (
             photometric.color_jitter(key, image, brightness=jitter, contrast=jitter, saturation=jitter, hue=jitter / 4) if jitter else image
@@ -122,7 +108,8 @@ def make(
         del frozen
         style_key, source_jitter, target_jitter, dropout_key = jax.random.split(state.step_key(), 4)
         target = look(target_image(batch))
-        stylized = jittered(source_jitter, stylize(look(to_float(batch["source_image"])), target, style_key))
+        source = look(to_float(batch["source_image"]))
+        stylized = jittered(source_jitter, in_the_look_of(style_key, source, target, betas, variant=variant, share=stylized_share))
         inputs = {"source": stylized, "source_label": batch["source_label"]}
         if uses_target:
             inputs["target"] = jittered(target_jitter, target)

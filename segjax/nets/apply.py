@@ -25,6 +25,17 @@ def target_image(batch: Batch) -> Array:
     return to_float(batch["target_image"])
 
 
+def pair_images(batch: Batch) -> tuple[Array, Array]:
+    """The float source and target images of a batch. ConfigError: no targets, or other numbers or sizes than sources."""
+    source, target = to_float(batch["source_image"]), target_image(batch)
+    if source.shape != target.shape:
+        raise ConfigError(
+            f"{source.shape[0]} source images of {source.shape[1:3]} and {target.shape[0]} target images of {target.shape[1:3]} "
+            "in a batch: mixing needs one number and one crop of both"
+        )
+    return source, target
+
+
 def train_forward(model, params, batch_stats, image: Array, key: Key | None) -> tuple[dict[str, Array], dict]:
     """Outputs of `model` on a float image in training mode, and the new BatchNorm statistics (`{}` for a network without them).
 

@@ -1,6 +1,8 @@
 """The supervised terms that every method starts from: cross-entropy of the main head, plus shares of the others."""
 
-from typing import Literal
+from typing import Any, Literal
+
+import jax.numpy as jnp
 
 from segjax.errors import ConfigError
 from segjax.ops.multi_resolution import cut
@@ -17,7 +19,7 @@ def supervised_terms(
     detail_weight: float = 0.1,
     class_weights: tuple[float, ...] | None = None,
     pixel_weight: Array | None = None,
-    mean_over: Literal["valid", "all"] = "valid",
+    mean_over: Literal["valid", "all", "labelled"] = "valid",
     hard: tuple[float, int] | None = None,
     name: str = "loss/ce",
     weight: Array | float = 1.0,
@@ -31,6 +33,7 @@ def supervised_terms(
     label [B,H,W], 255 ignored. class_weights: one a class, then the mean is the weighted one (divided by the sum of weights, as torch).
     weight: of all terms in the total.
     pixel_weight float [B,H,W], mean_over "valid" or "all": see `upsampled_cross_entropy`; "all" is mmseg's and DiGA's division.
+    "labelled" divides by the number of labelled pixels, whatever they weigh.
     hard: (threshold, min_kept), learn from hard pixels alone (`hard_pixels`, each head's own), divided by their number whatever
     mean_over says. They are chosen among the batch that this function sees, so from each part by itself when gradients are accumulated.
     """
@@ -40,9 +43,10 @@ def supervised_terms(
         if hard is not None:
             kept = hard_pixels(logits, label, threshold=hard[0], min_kept=hard[1], align_corners=align_corners)
             chosen, over = kept if pixel_weight is None else kept * pixel_weight, "valid"
-        summed, count = upsampled_cross_entropy(
-            logits, label, align_corners=align_corners, class_weights=class_weights, pixel_weight=chosen, mean_over=over
-        )
+        options: dict[str, Any] = dict(class_weights=class_weights, pixel_weight=chosen, mean_over="all" if over == "labelled" else over)
+        summed, count = upsampled_cross_entropy(logits, label, align_corners=align_corners, **options)
+        if over == "labelled":
+            count = jnp.sum(label < logits.shape[-1], dtype=jnp.float32)
         return weight * share * summed, count
 
     terms, main = {}, 1.0

@@ -73,6 +73,7 @@ def _import(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, 
     arrays, metadata = safetensors_io.flatten(network.variables), dict(network.metadata)
     if args.prefix:
         arrays = {path.replace("/", f"/{args.prefix}/", 1): value for path, value in arrays.items()}
+        metadata["prefix"] = args.prefix
     if args.label_space:
         metadata["label_space"] = networks.label_space(args.label_space, network.spec)
     return arrays, metadata, dict(network.report)

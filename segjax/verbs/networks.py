@@ -40,8 +40,12 @@ def load(path: str | os.PathLike, *, layout: str = "auto", branch: str = "model"
     if "model" not in metadata:
         return from_public(path, layout=layout, branch=branch, settings=settings)
     spec = {**_network(metadata), **(settings or {})}
-    module = _module(spec, str(path))
-    return Network(module, walk.load_variables(path, variables.shapes(module)), spec, metadata, {})
+    module, prefix = _module(spec, str(path)), metadata.get("prefix", "")
+    shapes = variables.shapes(module)
+    found = walk.load_variables(path, {kind: {prefix: tree} if prefix else tree for kind, tree in shapes.items()})
+    if prefix:  # converted to be a part of another network; here it is itself
+        found = {kind: tree.get(prefix, {}) for kind, tree in found.items()}
+    return Network(module, found, spec, metadata, {})
 
 
 def from_public(

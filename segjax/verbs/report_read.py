@@ -10,6 +10,9 @@ import numpy as np
 
 from segjax.errors import DataError
 
+ROWS = "rows.json"
+"""What `segjax run` keeps of a config's rows: {"name": [stage, ...]}, each a row that averages over stages."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -65,7 +68,28 @@ def read_run(folder: pathlib.Path) -> Run:
         stages = [_read_stage(folder, folder.name)]
     if not stages:
         raise DataError(f"{folder}: no stage found (expected NN-STAGE folders or metrics.jsonl, config.json, eval/): is this a --workdir?")
-    return Run(folder.name or str(folder), folder, tuple(stages))
+    return Run(folder.name or str(folder), folder, tuple(stages + _mean_stages(folder, stages)))
+
+
+def _mean_stages(folder: pathlib.Path, stages: list[Stage]) -> list[Stage]:
+    """For each of a run's rows a stage with the mean scores of its stages, once all of them are scored."""
+    found, by_name = [], {stage.name: stage for stage in stages}
+    for row, members in _read_json(folder / ROWS).items():
+        parts = [by_name[name] for name in members if name in by_name]
+        shared = [name for name in parts[0].scores if all(name in part.scores for part in parts)] if len(parts) == len(members) else []
+        if shared:
+            scores = {name: _mean_score([part.scores[name] for part in parts]) for name in shared}
+            name, done = f"{row}, mean of {len(members)}", all(part.done for part in parts)
+            found.append(Stage(name, folder, config={}, info={}, metrics={}, scores=scores, labels={}, done=done))
+    return found
+
+
+def _mean_score(scores: list[Score]) -> Score:
+    """IoU of each class averaged over scores that have it, and their mean IoU averaged."""
+    iou = np.stack([score.iou for score in scores])
+    counts = np.isfinite(iou).sum(0)
+    mean = np.where(counts > 0, np.nansum(iou, 0) / np.maximum(counts, 1), np.nan)
+    return dataclasses.replace(scores[0], iou=mean, miou=float(np.mean([score.miou for score in scores])), confusion=None, samples={})
 
 
 def _is_stage(folder: pathlib.Path) -> bool:

@@ -37,6 +37,20 @@ SPECS = {
     "diga.py:camvid_day_dusk,row=no_symmetric": None,
     "diga.py:camvid_day_dusk,row=threshold": None,
     "diga.py:quickstart": 351_660,
+    "uda.py": 85_155_283,
+    "uda.py:gta_cityscapes,host=mic": 85_685_990,
+    "uda.py:synthia_cityscapes,host=mic_daformer,net=r101": None,
+    "uda.py:cityscapes_dark_zurich,host=hrda,net=r101": None,
+    "uda.py:cityscapes_acdc,host=dacs": 85_155_283,
+    "uda.py:gta_cityscapes,host=source_only": 85_155_283,
+    "datum.py": 85_155_283,
+    "datum.py:gta_cityscapes,host=hrda,shots=1": 85_685_990,
+    "datum.py:synthia_cityscapes,host=mic,generator=fda,net=r101,shots=1": None,
+    "datum.py:gta_cityscapes,host=dacs,generator=none,images=full": 85_155_283,
+    "datum.py:synthia_cityscapes,host=diga,shots=1": None,
+    "datum.py:gta_cityscapes,host=fda_contrastive,generator=none": 43_901_068,
+    "datum.py:camvid_one_shot": None,
+    "datum.py:quickstart,generator=none": 351_660,
 }
 
 
@@ -59,7 +73,8 @@ def test_builds_and_steps_under_eval_shape(spec, traced):
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(stage.model)["params"]))
         assert SPECS[spec] in (None, count) or not hasattr(stage.model, "num_classes")
         jax.eval_shape(stage.method.init, jax.random.key(0), evaluate.batch_shapes())
-        same = stage.spec["method"]["make"], stage.spec["model"]["make"], stage.spec["model"].get("layout")
+        masks = stage.spec["method"].get("mask_images") if stage.spec["method"].get("mask_weight") else None
+        same = stage.spec["method"]["make"], stage.spec["model"]["make"], masks or stage.spec["model"].get("layout")
         if same not in traced:
             traced.add(same)
             _trace(stage)
@@ -77,19 +92,22 @@ def traced():
 
 def _trace(stage):
     batch = {**evaluate.batch_shapes(), "target_label": evaluate.batch_shapes()["source_label"]}
+    if stage.spec["method"].get("ignore_bottom"):  # margins of a whole crop
+        batch = {key: jax.ShapeDtypeStruct((1, *stage.spec["data"]["crop"], *x.shape[3:]), x.dtype) for key, x in batch.items()}
     state = jax.eval_shape(stage.method.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(stage.method.step, state, _frozen(stage, state), batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
     assert metrics and all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
     answer = jax.eval_shape(stage.method.predict, state, (), batch["source_image"])
-    assert answer.shape == (1, 64, 64, getattr(stage.model, "num_classes", 3))
+    assert answer.shape == (*batch["source_image"].shape[:3], getattr(stage.model, "num_classes", 3))
 
 
 def _frozen(stage, state):
-    """Shapes of what a stage names as frozen: a translator, class centroids."""
+    """Shapes of what a stage names as frozen: a translator, class centroids, an encoder as ImageNet left it."""
     shape = getattr(getattr(state, "centroids", None), "shape", ())
     known = {
         "translator": lambda: variables.shapes(Translator()),
+        "imagenet": lambda: variables.shapes(stage.model),
         "centroids": lambda: {name: jax.ShapeDtypeStruct(shape[:n], jnp.float32) for name, n in (("centroids", 2), ("counts", 1))},
     }
     return {name: known[name]() for name in stage.spec["frozen"]} or ()
