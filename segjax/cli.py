@@ -9,6 +9,7 @@ Only the chosen verb is imported, so `segjax --help` starts neither jax nor any 
 import argparse
 import ast
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -77,6 +78,7 @@ def actions(verb: str) -> dict[str, str]:
     return {name.removeprefix(f"{verb}-"): text for name, text in _entries(f"{verb}_*.py").items()}
 
 
+@functools.cache  # read once a process: parsing the verbs takes longer than most mistakes
 def _entries(pattern: str) -> dict[str, str]:
     found = {}
     for path in sorted(_VERBS.glob(pattern)):
