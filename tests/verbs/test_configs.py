@@ -72,7 +72,6 @@ def test_builds_and_steps_under_eval_shape(spec, traced):
         stage = build.stage(config, name)
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(stage.model)["params"]))
         assert SPECS[spec] in (None, count) or not hasattr(stage.model, "num_classes")
-        jax.eval_shape(stage.method.init, jax.random.key(0), evaluate.batch_shapes())
         masks = stage.spec["method"].get("mask_images") if stage.spec["method"].get("mask_weight") else None
         same = stage.spec["method"]["make"], stage.spec["model"]["make"], masks or stage.spec["model"].get("layout")
         if same not in traced:
@@ -84,10 +83,13 @@ def test_builds_and_steps_under_eval_shape(spec, traced):
 def traced():
     """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds.
 
-    HRNet-W48's takes a minute: its two heads and feature are those of the contract's network (tests/methods), so here it is only built.
+    HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose features
+    are half as large as its logits, one layout is enough, under the method that reads both.
     """
-    ocr = "segjax.nets.ocr:HRNetOCR"
-    return {(f"segjax.methods.{method}:make", ocr, None) for method in ("diga_warmup", "diga_selftrain")}
+    enet, ocr = "segjax.nets.enet:ENet", "segjax.nets.ocr:HRNetOCR"
+    skipped = {("warmup", ocr, None), ("selftrain", ocr, None)}
+    skipped |= {("warmup", enet, "torch7"), ("warmup", enet, "pytorch"), ("selftrain", enet, "pytorch")}
+    return {(f"segjax.methods.diga_{method}:make", network, layout) for method, network, layout in skipped}
 
 
 def _trace(stage):
