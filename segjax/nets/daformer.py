@@ -91,7 +91,7 @@ class DAFormerHead(nn.Module):
 class DAFormer(MiTSettings):
     """DAFormer over RGB images [B,H,W,3] in [0,1]. Returns {"logits": float32 [B,h,w,K] at stride 4, "features": the last stage}.
 
-    normalization: as `nets.deeplab.normalise`. 85,155,283 parameters on MiT-B5 with 19 classes.
+    head=False gives the features alone. normalization: as `nets.deeplab.normalise`. 85,155,283 parameters on MiT-B5 with 19 classes.
     """
 
     num_classes: int
@@ -105,7 +105,18 @@ class DAFormer(MiTSettings):
     align_corners: bool = False
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, head: bool = True) -> dict[str, Array]:
         stages = self.encoder()(normalise(image.astype(jnp.float32), self.normalization), train)
-        head = (self.num_classes, self.channels, self.fusion, self.kernel_size, self.dilations, self.dropout, self.dropout_kind, self.dtype)
-        return {"logits": DAFormerHead(*head, name="decode_head")(stages, train), "features": stages[-1]}
+        if not head:
+            return {"features": stages[-1]}
+        fields = (
+            self.num_classes,
+            self.channels,
+            self.fusion,
+            self.kernel_size,
+            self.dilations,
+            self.dropout,
+            self.dropout_kind,
+            self.dtype,
+        )
+        return {"logits": DAFormerHead(*fields, name="decode_head")(stages, train), "features": stages[-1]}

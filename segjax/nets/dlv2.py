@@ -46,7 +46,8 @@ def resnet_of(backbone: str, width: int, dtype: DTypeLike) -> ResNet:
 class DLV2(nn.Module):
     """DeepLabV2 over RGB images [B,H,W,3] in [0,1]. Returns {"logits": float32 [B,h,w,K] at stride 8, "features": layer4}.
 
-    backbone: "resnet101" or "resnet50", ResNetV1c; `width` scales it (tests). normalization: as `nets.deeplab.normalise`.
+    head=False gives the features alone. backbone: "resnet101" or "resnet50", ResNetV1c; `width` scales it (tests).
+    normalization: as `nets.deeplab.normalise`.
     """
 
     num_classes: int
@@ -58,6 +59,8 @@ class DLV2(nn.Module):
     align_corners: bool = False
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, head: bool = True) -> dict[str, Array]:
         stages = resnet_of(self.backbone, self.width, self.dtype)(normalise(image.astype(jnp.float32), self.normalization), train)
+        if not head:
+            return {"features": stages[-1]}
         return {"logits": DLV2Head(self.num_classes, self.dilations, self.dtype, name="decode_head")(stages, train), "features": stages[-1]}

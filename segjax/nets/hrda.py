@@ -74,6 +74,7 @@ class _TwoResolutions:
         return self.num_classes if self.attention == "classwise" else 1
 
     def _answer(self, encode: Any, head: Any, image: Array, corner: Array | None, train: bool, stride: int) -> dict[str, Array]:
+        """head: None for the features alone."""
         x = normalise(image.astype(jnp.float32), self.normalization)
         asked = x.shape[1], x.shape[2]
         beyond = tuple(-side % (stride * self.ratio) for side in asked)
@@ -86,6 +87,8 @@ class _TwoResolutions:
         if any(side % stride for side in window):
             raise ConfigError(f"model.window={self.window}: expected multiples of {stride}, the network's stride")
         context = encode(bilinear(x, (size[0] // self.ratio, size[1] // self.ratio)), train)
+        if head is None:
+            return {"features": context[-1]}
         if corner is not None:
             views = corner.shape[0]
             by_view = lambda array: [array.reshape(-1, views, *array.shape[1:])[:, n] for n in range(views)]
@@ -113,7 +116,7 @@ class HRDA(_TwoResolutions, MiTSettings):
     Without a corner: {"logits": float32 [B,H/4,W/4,K] (the image's size where that is no multiple of 8), "features": the context's last
     stage}. With the corners that `draw` gives, int32 [V,2], for V pictures of each image side by side in the batch: also "detail_logits"
     [B,h/4,w/4,K] of the windows, "detail_corner" and "context_logits" (1 - attention) * coarse, which `ops.supervised` takes.
-    Fields beside DAFormer's: see `_TwoResolutions`; attention_channels are the light head's.
+    head=False gives the features alone. Fields beside DAFormer's: see `_TwoResolutions`; attention_channels are the light head's.
     """
 
     num_classes: int
@@ -132,7 +135,7 @@ class HRDA(_TwoResolutions, MiTSettings):
     overlap: bool = True
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False, corner: Array | None = None) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, corner: Array | None = None, head: bool = True) -> dict[str, Array]:
         def daformer(classes: int, channels: int, fusion: str, kernel_size: int) -> Callable[..., nn.Module]:
             fields = (classes, channels, fusion, kernel_size, self.dilations, self.dropout, self.dropout_kind, self.dtype)
             return lambda name: DAFormerHead(*fields, name=name)
@@ -140,8 +143,8 @@ class HRDA(_TwoResolutions, MiTSettings):
         kernel_size = self.kernel_size if self.fusion == "conv" else 1
         attention = daformer(self._outputs_of_attention(), self.attention_channels, "conv", kernel_size)
         both = daformer(self.num_classes, self.channels, self.fusion, self.kernel_size)
-        head = HRDAHead(both, None if self.attention == "fixed" else attention, name="decode_head")
-        return self._answer(self.encoder(), head, image, corner, train, stride=4)
+        decode = HRDAHead(both, None if self.attention == "fixed" else attention, name="decode_head") if head else None
+        return self._answer(self.encoder(), decode, image, corner, train, stride=4)
 
 
 class HRDADLV2(_TwoResolutions, nn.Module):
@@ -160,8 +163,8 @@ class HRDADLV2(_TwoResolutions, nn.Module):
     overlap: bool = True
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False, corner: Array | None = None) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool = False, corner: Array | None = None, head: bool = True) -> dict[str, Array]:
         dlv2 = lambda classes: lambda name: DLV2Head(classes, self.dilations, self.dtype, name=name)
         attention = None if self.attention == "fixed" else dlv2(self._outputs_of_attention())
-        head = HRDAHead(dlv2(self.num_classes), attention, name="decode_head")
-        return self._answer(resnet_of(self.backbone, self.width, self.dtype), head, image, corner, train, stride=8)
+        decode = HRDAHead(dlv2(self.num_classes), attention, name="decode_head") if head else None
+        return self._answer(resnet_of(self.backbone, self.width, self.dtype), decode, image, corner, train, stride=8)

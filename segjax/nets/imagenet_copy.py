@@ -1,5 +1,6 @@
 """The features of a network whose encoder never learned: DAFormer's frozen ImageNet copy."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ def imagenet_features(model: Any, variables: dict[str, Any], frozen: Frozen, ima
     """ "features" of a float image by `model` with the encoder in `frozen["imagenet"]`, in evaluation mode and without gradient.
 
     That may be an encoder by itself or a network that has one as `backbone`; an encoder-less network (ENet) is replaced whole. The other
-    parts are those of `variables`: no feature depends on them, so the compiler leaves their computation out.
+    parts are those of `variables`: no feature depends on them, and they are not computed.
     ConfigError: the stage has no such weights, or those of another architecture; a network that gives no features.
     """
     if not isinstance(frozen, dict) or NAME not in frozen:
@@ -24,7 +25,8 @@ def imagenet_features(model: Any, variables: dict[str, Any], frozen: Frozen, ima
         )
     whole = ENCODER not in variables["params"]
     merged = {kind: _merged(tree, frozen[NAME].get(kind, {}), kind, whole) for kind, tree in variables.items()}
-    outputs = model.apply(merged, image, train=False)
+    encoder = {"head": False} if "head" in inspect.signature(type(model).__call__).parameters else {}
+    outputs = model.apply(merged, image, train=False, **encoder)
     if "features" not in outputs:
         raise ConfigError(f"method.feature_weight > 0 reads features, and {type(model).__name__} gives {', '.join(outputs)} alone")
     return jax.lax.stop_gradient(outputs["features"])
