@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segjax import cli
-from segjax.verbs import build, networks, variables
+from segjax.verbs import build, frozen, networks, variables
 from segjax.weights import safetensors_io, wrappers
 
 MULTI = "deeplabv2_resnet_multi/GTA2Cityscapes_multi-tiny.pth"
@@ -49,6 +49,9 @@ def test_a_torchvision_backbone_goes_under_its_name(goldens, tmp_path):
     assert _convert(f"--input={goldens / 'resnet_torchvision/resnet50-tiny.pth'}", f"--output={output}", "--prefix=backbone") == 0
     paths = safetensors_io.read(output)[0]
     assert "params/backbone/conv1/kernel" in paths and all("/backbone/" in path for path in paths)
+    alone = frozen.load({"imagenet": output})["imagenet"]  # as a frozen encoder it is a network by itself
+    np.testing.assert_array_equal(alone["params"]["conv1"]["kernel"], paths["params/backbone/conv1/kernel"])
+    assert networks.load(output).module.style == "torchvision"
 
 
 @pytest.mark.parametrize(
