@@ -131,7 +131,7 @@ def test_the_readme_shows_every_verb():
         "segjax run --config=configs/quickstart.py --workdir=x --config.no_such_key=1",
         "bash scripts/nothing.sh",
         "bash scripts/quickstart.sh --config.no_such_key=1",
-        "python scripts/bench_ops.py --no-such=1",
+        "python scripts/bench_loader.py --no-such=1",
         "pip install segjax[nothing]",
     ),
 )

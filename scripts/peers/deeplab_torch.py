@@ -1,6 +1,7 @@
-"""The yardstick of `scripts/bench_nets.py`: DeepLabV2 on ResNet-101 (public names) written plainly in torch, eager, NCHW, SGD."""
+"""The yardstick of the workload `deeplab_r101_train`: DeepLabV2 on ResNet-101 (public names) written plainly in torch."""
 
 import torch
+import training_torch
 from torch import nn
 
 
@@ -45,17 +46,21 @@ class DeepLabV2(nn.Module):
         return self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
 
 
-def make(classes: int = 19):
-    """(network, function (image NCHW float, label NHW int64) -> loss that makes one SGD step)."""
-    net = DeepLabV2(classes)
-    optimizer = torch.optim.SGD(net.parameters(), 2.5e-4, momentum=0.9, weight_decay=5e-4)
+def loss(logits, label):
+    logits = nn.functional.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=True)
+    return nn.functional.cross_entropy(logits, label, ignore_index=255)
 
-    def step(image, label):
-        optimizer.zero_grad(set_to_none=True)
-        logits = nn.functional.interpolate(net(image), label.shape[1:], mode="bilinear", align_corners=True)
-        loss = nn.functional.cross_entropy(logits, label, ignore_index=255)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
 
-    return net, step
+def prepare(sizes, sets, variant, device):
+    """SGD with momentum; images in BGR minus Caffe's means, as the public weights want them."""
+    mean = torch.tensor([104.00698793, 116.66876762, 122.67891434], device=device).reshape(1, 3, 1, 1)
+    return training_torch.prepare(
+        DeepLabV2(sizes["classes"]),
+        lambda parameters: torch.optim.SGD(parameters, 2.5e-4, momentum=0.9, weight_decay=5e-4, fused=device == "cuda"),
+        sets,
+        variant,
+        device,
+        sizes["dtype"],
+        image=lambda pixels: pixels.flip(1) - mean,
+        loss=loss,
+    )

@@ -1,6 +1,7 @@
-"""The yardstick of `scripts/bench_nets.py`: ENet (PyTorch form, its public parameter names) written plainly in torch, eager, NCHW, Adam."""
+"""The yardstick of the workload `enet_train`: ENet (PyTorch form, its public parameter names) written plainly in torch."""
 
 import torch
+import training_torch
 from torch import nn
 
 SECTION = (
@@ -98,16 +99,15 @@ class ENet(nn.Module):
         return self.transposed_conv(self.regular5_1(self.upsample5_0(x, first)))
 
 
-def make(classes: int = 19):
-    """(network, function (image NCHW float, label NHW int64) -> loss that makes one Adam step)."""
-    net = ENet(classes)
-    optimizer = torch.optim.Adam(net.parameters(), 5e-4)
-
-    def step(image, label):
-        optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(net(image), label, ignore_index=255)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return net, step
+def prepare(sizes, sets, variant, device):
+    """Adam, cross-entropy at the image's own size."""
+    return training_torch.prepare(
+        ENet(sizes["classes"]),
+        lambda parameters: torch.optim.Adam(parameters, 5e-4, fused=device == "cuda"),
+        sets,
+        variant,
+        device,
+        sizes["dtype"],
+        image=lambda pixels: pixels / 255,
+        loss=lambda logits, label: nn.functional.cross_entropy(logits, label, ignore_index=255),
+    )

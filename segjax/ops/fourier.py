@@ -21,7 +21,7 @@ Variant = Literal["centred", "corner"]
 Form = Literal["auto", "fft", "banded"]
 
 BANDED_UP_TO = {"cpu": 0.2, "cuda": 0.06, "default": 0.2}
-"""Largest b / min(height, width) at which the banded form is the faster one, by platform: measured by scripts/bench_ops.py
+"""Largest b / min(height, width) at which the banded form is the faster one, by platform: measured by the workload `fda` of `segjax bench`
 on a 2-core CPU and an H200; the default (TPU) is an estimate."""
 
 

@@ -113,23 +113,30 @@ def count_flops(jaxpr) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
-        if name == "dot_general":
-            left, axes = eqn.invars[0].aval.shape, params["dimension_numbers"][0][0]
-            total += 2.0 * eqn.outvars[0].aval.size * float(np.prod([left[a] for a in axes]))
-        elif name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval
-            features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-            holes = float(np.prod(params["lhs_dilation"])) * params["batch_group_count"]
-            total += 2.0 * eqn.outvars[0].aval.size * kernel.size / features / holes
+        if name in ("dot_general", "conv_general_dilated"):
+            total += equation_flops(eqn)
         elif name == "cond":
             total += max(count_flops(branch.jaxpr) for branch in params["branches"])
         else:
             times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-            total += times * sum(count_flops(inner) for inner in _inner(params))
+            total += times * sum(count_flops(inner) for inner in inner_jaxprs(params))
     return total
 
 
-def _inner(params: dict) -> Iterator[Any]:
+def equation_flops(eqn) -> float:
+    """Floating-point operations of one product or convolution."""
+    params = eqn.params
+    if eqn.primitive.name == "dot_general":
+        left, axes = eqn.invars[0].aval.shape, params["dimension_numbers"][0][0]
+        return 2.0 * eqn.outvars[0].aval.size * float(np.prod([left[a] for a in axes]))
+    kernel = eqn.invars[1].aval
+    features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+    holes = float(np.prod(params["lhs_dilation"])) * params["batch_group_count"]
+    return 2.0 * eqn.outvars[0].aval.size * kernel.size / features / holes
+
+
+def inner_jaxprs(params: dict) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters: bodies of loops and calls."""
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             part = getattr(part, "jaxpr", part)

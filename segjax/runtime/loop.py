@@ -19,6 +19,7 @@ from segjax.runtime.log import Steps, say
 from segjax.runtime.meter import Clock, Meter
 from segjax.runtime.preemption import Preemption
 from segjax.runtime.prefetch import Prefetch
+from segjax.runtime.profile import Profile
 from segjax.typing import Frozen, Method, State
 
 
@@ -40,6 +41,7 @@ def train(
     host_metrics: Callable[[], Mapping[str, float]] = dict,
     sharding_overrides: meshes.Overrides = (),
     stop_on_nan: bool = True,
+    profile: tuple[int, int] | None = None,
 ) -> State:
     """Trains to `steps` finished steps and returns the state; the same call again goes on from the newest good checkpoint.
 
@@ -48,6 +50,7 @@ def train(
     after every `evaluate_every` steps (0: never); what it returns is logged. A row of metrics is the mean over `log_every` steps,
     with images_per_s (rows of the largest input), step_s, data_wait (share of the window), goodput (share of the time since the call
     that went into steps) and what host_metrics() says. `stop_on_nan` looks at metrics named loss..., and at params before a save.
+    profile: (first, last), steps whose trace is written to the workdir's profile/ (`runtime.profile`).
     Raises Preempted after a save on SIGTERM or SIGINT; ConfigError, DataError, WeightsError; SegjaxError on NaN, a full disk or
     too little memory. Nothing saved before is lost by any of them.
     """
@@ -73,8 +76,15 @@ def train(
         rows = max(leaf.shape[0] for leaf in spec.values())
         meter = Meter(place, saves, clock, start, log_every, stop_on_nan, rows, host_metrics)
         feed = Prefetch(itertools.chain([first], stream), lambda batch: meshes.put_batch(batch, mesh))
-        with contextlib.closing(meter), contextlib.closing(feed), Preemption() as preemption, Steps(start, steps) as progress:
+        with (
+            contextlib.closing(meter),
+            contextlib.closing(feed),
+            Preemption() as preemption,
+            Steps(start, steps) as progress,
+            Profile(profile, place / "profile") as trace,
+        ):
             for step in range(start, steps):
+                trace.before(step, state)
                 with clock("data"):
                     batch = _next(feed, preemption, step, steps)
                 if batch is None or (reason := preemption.requested(step)):
@@ -85,6 +95,7 @@ def train(
                     state, metrics = compiled(state, frozen, batch)
                     meter.took(step + 1, metrics, progress)
                 done = step + 1
+                trace.after(done, state)
                 if done % checkpoint_every == 0 or done == steps:
                     meter.save(done, state, wait=done == steps)
                 if evaluate is not None and evaluate_every and done % evaluate_every == 0:

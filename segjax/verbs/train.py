@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the stage's own folder")
     parser.add_argument("--stage", default="", metavar="NAME", help="which of the config's stages (may be left out when there is one)")
     parser.add_argument("--start", type=pathlib.Path, metavar="PATH", help="weights file or earlier stage's folder to start from")
+    text = "write an xprof trace of these steps, counted from 0, to DIR/profile (10:13 is steps 10, 11 and 12)"
+    parser.add_argument("--profile", default="", metavar="FIRST:LAST", help=text)
     add_on_change(parser)
 
 
@@ -45,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if not name:
         raise ConfigError(f"this config has the stages {', '.join(names)}: pass --stage=NAME, or run them all with `segjax run`")
     places = folder.beside(args.workdir, stages.read_by_text(build.plain(args.config.stages.get(name, {}))))
-    done = train_stage(args.config, name, args.workdir, start=_start(args, name), places=places, on_change=args.on_change)
+    options = {"start": _start(args, name), "places": places, "on_change": args.on_change, "profile": _steps(args.profile)}
+    done = train_stage(args.config, name, args.workdir, **options)
     if jax.process_index() == 0:
         print(summary({name: done}))
     return 0
@@ -70,12 +73,13 @@ def train_stage(
     start: pathlib.Path | None = None,
     places: Mapping[str, pathlib.Path] | None = None,
     on_change: str = "refuse",
+    profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains, scores and exports one stage in the folder `place`; returns what its done.json holds.
 
-    start: weights that replace the config's `model.weights`. places: folders of the stages that the config's values name. A finished
-    stage with the same settings and inputs is left alone. Raises the errors of every part before anything is compiled; ConfigError when
-    `place` holds work of other settings or inputs (`on_change`).
+    start: weights that replace the config's `model.weights`. places: folders of the stages that the config's values name. profile: steps to
+    trace (`loop.train`). A finished stage with the same settings and inputs is left alone. Raises the errors of every part before anything
+    is compiled; ConfigError when `place` holds work of other settings or inputs (`on_change`).
     """
     places = places or {}
     stage = build.stage(config, name, places)
@@ -113,6 +117,7 @@ def train_stage(
         evaluate=functools.partial(_evaluate, scorer, trials),
         host_metrics=ledger.metrics,
         sharding_overrides=build.sharding_overrides(stage),
+        profile=profile,
         **{key: stage.spec[key] for key in ("checkpoint_every", "keep", "log_every", "evaluate_every") if key in stage.spec},
     )
     seconds = time.monotonic() - begin
@@ -188,6 +193,16 @@ def summary(done: dict[str, dict[str, Any]]) -> str:
         header.append(f"{column} {headline} %")
     rows = [[name, *(scores.percent(part["scores"].get(column, {}).get("miou")) for column in columns)] for name, part in done.items()]
     return scores.table(header, rows)
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    """ "10:13" -> (10, 13), "" -> None. ConfigError for anything else."""
+    if not text:
+        return None
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ConfigError(f"--profile={text}: expected FIRST:LAST with FIRST below LAST, e.g. --profile=10:13")
+    return int(first), int(last)
 
 
 def _start(args: argparse.Namespace, name: str) -> pathlib.Path | None:

@@ -1,0 +1,87 @@
+"""The other side of `segjax bench --against=torch`: the same work in a process of its own, asked for chunks of steps in turn with ours."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+import segjax
+from segjax.errors import ConfigError, SegjaxError
+from segjax.verbs.bench_runner import Chunk, Runner, check
+from segjax.weights import safetensors_io
+
+PEERS = pathlib.Path(segjax.__file__).resolve().parent.parent / "scripts" / "peers"
+"""The yardsticks are no part of the package: torch is imported nowhere in segjax."""
+
+
+def available(python: str = "") -> None:
+    """ConfigError: this segjax was installed without its scripts, or there is no torch for them."""
+    if not (PEERS / "serve.py").is_file():
+        raise ConfigError(
+            "--against=torch works from a checkout of segjax, whose scripts/peers hold the torch side: clone it and pip install -e ."
+        )
+    if not python and importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            "--against=torch: torch is not installed here: pip install torch, or name a Python that has it with --peer-python=PATH"
+        )
+
+
+class Peer:
+    """A peer that has answered with its weights and its first output. about: versions, and the variants that it tried, by milliseconds."""
+
+    def __init__(self, runner: Runner, python: str = ""):
+        workload = runner.workload
+        self.folder = tempfile.TemporaryDirectory()
+        place = pathlib.Path(self.folder.name)
+        (place / "sizes.json").write_text(json.dumps(dict(workload.sizes)))
+        np.savez(place / "inputs.npz", **{f"{n}/{name}": x for n, each in enumerate(runner.sets) for name, x in each.items()})
+        command = [python or sys.executable, str(PEERS / "serve.py"), workload.peer, str(place)]
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # else torch's idle threads spin and slow everybody
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.about = self._answer()
+        self.gate = self._gate(runner, place)
+
+    def _gate(self, runner: Runner, place: pathlib.Path) -> dict[str, float]:
+        """Takes over the peer's weights, if it has any, and holds our answer to the first inputs against its own."""
+        workload, carry = runner.workload, runner.first
+        if workload.adopt is not None:
+            carry = workload.adopt(carry, safetensors_io.read(place / "weights.safetensors")[0])
+            runner.carry = runner._own(carry)
+        compared = workload.compared or (lambda carry, inputs: runner.compiled(runner._own(carry), inputs)[1])
+        with np.load(place / "out.npz") as arrays:
+            return check(compared(carry, runner.inputs[0]), dict(arrays), max(workload.tolerance, 2e-5), "torch")
+
+    def steps(self, count: int) -> Chunk:
+        """Seconds a step of a chunk of `count` steps there."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return Chunk(*self._answer()["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            raise SegjaxError(f"the torch side ended with exit code {self.process.wait()}: its own message stands above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process and removes what it was given."""
+        if self.process.stdin:
+            self.process.stdin.close()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def ratio(ours: list[float], theirs: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """(ratio, low, high): median of theirs over median of ours, and its 95 % interval over draws of the pairs with replacement."""
+    pairs = np.asarray([ours, theirs], np.float64)
+    index = np.random.default_rng(0).integers(0, pairs.shape[1], (draws, pairs.shape[1]))
+    drawn = np.median(pairs[1][index], 1) / np.median(pairs[0][index], 1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(np.median(pairs[1]) / np.median(pairs[0])), float(low), float(high)

@@ -1,0 +1,114 @@
+"""`segjax bench --topology`: a stage's whole training step compiled for a TPU slice that is not here, and what the program says."""
+
+import re
+import time
+from typing import Any
+
+import jax
+
+from segjax.errors import ConfigError, SegjaxError
+from segjax.runtime import chips, hlo, hlo_text, topology
+from segjax.runtime import mesh as meshes
+from segjax.runtime.compile import compile_step
+from segjax.verbs import bench_shapes, build, scores
+
+_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+
+
+def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int = 0, efficiency: float = 1.0) -> dict[str, Any]:
+    """One JSON object: what the compiled step of a stage says about a slice. Compiles for minutes where the network is deep.
+
+    mesh: "data=16,fsdp=16", default every chip on `data`. per_device: source rows a chip, default the stage's batch_size. efficiency:
+    share of the peak that products reach, an assumption of the step-time model alone.
+    """
+    chip, axes = topology.chip(name), bench_shapes.parse_mesh(mesh)
+    slice_devices = topology.devices(name)
+    stage = bench_shapes.stage_of(config, stage_name)
+    rows_each = per_device or stage.spec["batch_size"]
+    where = meshes.make_mesh(**axes, devices=slice_devices)
+    begun = time.process_time()
+    found = {"kind": "topology", **bench_shapes.about(stage), "topology": name, "devices": where.size, "mesh": dict(where.shape)}
+    found["rows_each"] = rows_each
+    found["parameters"] = bench_shapes.parameters(bench_shapes.variables.shapes(stage.model)["params"])
+    arguments = _arguments(config, stage, where, rows_each)
+    try:
+        compiled, report = compile_step(stage.method, *arguments, where)
+    except SegjaxError as error:
+        if not (used := _USED.search(str(error.__cause__ or error))):
+            raise
+        bytes_used, limit = (float(used[i]) * 1024 ** ("KMGT".index(used[i + 1]) + 1) for i in (1, 3))
+        return {**found, "fits": False, "peak_bytes": bytes_used, "limit_bytes": limit, "cpu_seconds": time.process_time() - begun}
+    totals = hlo.count(hlo_text.parse(compiled.as_text() or ""))
+    costs = compiled.cost_analysis() or {}
+    costs = costs[0] if isinstance(costs, list) else costs
+    model = chips.step_time(totals, chip, efficiency)
+    memory = {key: getattr(report, key) for key in ("argument_bytes", "temp_bytes", "output_bytes", "alias_bytes", "peak_bytes")}
+    return {
+        **found,
+        "fits": (report.peak_bytes or 0) <= chip.memory,
+        **memory,
+        "limit_bytes": chip.memory,
+        "collectives": [
+            {"kind": kind, "group": group, "executions": totals.executions[kind, group], "bytes": size}
+            for (kind, group), size in sorted(totals.moved.items())
+        ],
+        "flops": {"analytic": report.flops / where.size, "program": totals.flops, "cost_analysis": costs.get("flops")},
+        "bytes": {"program": totals.bytes, "cost_analysis": costs.get("bytes accessed")},
+        "estimated_cycles": totals.cycles,
+        "unknown_loops": totals.unknown_loops,
+        "model": {
+            "compute_s": model.compute,
+            "memory_s": model.memory,
+            "collectives_s": model.collectives,
+            "step_s": model.apart,
+            "step_overlapped_s": model.overlapped,
+            "scaling": model.scaling,
+            "inputs": {**chip._asdict(), "efficiency": efficiency, "source": chips.SOURCE},
+        },
+        "trace_seconds": report.trace_seconds,
+        "compile_seconds": report.compile_seconds,
+        "cpu_seconds": time.process_time() - begun,
+    }
+
+
+def _arguments(config, stage: build.Stage, mesh: jax.sharding.Mesh, rows_each: int) -> tuple[Any, Any, Any]:
+    """(state, frozen, batch) as ShapeDtypeStructs with shardings: what `compile_step` takes."""
+    shapes = bench_shapes.batch(stage, rows_each * mesh.size)
+    split = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)) for key, x in shapes.items()}
+    uneven = next((key for key, x in shapes.items() if x.shape[0] % mesh.size), None)
+    if uneven:
+        raise ConfigError(f"{shapes[uneven].shape[0]} rows of {uneven} do not divide over {mesh.size} chips: pass another --per-device")
+    state = jax.eval_shape(stage.method.init, jax.random.key(0), shapes)
+    state = meshes.with_shardings(state, meshes.shard_rules(state, mesh, build.sharding_overrides(stage)))
+    weights = bench_shapes.frozen_weights(config, stage)
+    return state, meshes.with_shardings(weights, meshes.shard_rules(weights, mesh)), split
+
+
+def table(row: dict[str, Any]) -> str:
+    """The row in words."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
+    size = lambda count: "?" if count is None else f"{count / 1e9:,.3f} GB"
+    work = f"{row['stage']}: {row['rows_each']} rows a chip of {'x'.join(map(str, row['crop']))}, {row['dtype']}"
+    head = f"{row['topology']} ({row['devices']} chips, {mesh}), {work}"
+    verdict = f"{'fits' if row['fits'] else 'DOES NOT FIT'}: {size(row['peak_bytes'])} of {size(row['limit_bytes'])} a chip"
+    if "flops" not in row:
+        return f"{head}\n{verdict}"
+    memory = ", ".join(f"{size(row[f'{key}_bytes'])} {word}" for key, word in _MEMORY.items())
+    groups = [[c["kind"], str(c["group"]), f"{c['executions']:g}", f"{c['bytes'] / 1e6:,.1f}"] for c in row["collectives"]]
+    collectives = scores.table(["collective", "among", "times a step", "MB a step"], groups) if groups else "no collectives"
+    flops, model = row["flops"], row["model"]
+    lines = [
+        head,
+        f"{verdict} ({memory})",
+        collectives,
+        f"{flops['program'] / 1e9:,.1f} GFLOP a chip in the program, {flops['analytic'] / 1e9:,.1f} by the formulas "
+        f"({(flops['cost_analysis'] or 0) / 1e9:,.1f} by XLA's count, loop bodies once); {size(row['bytes']['program'])} to and from HBM",
+        f"modelled at {100 * model['inputs']['efficiency']:.0f} % of peak: {1e3 * model['step_s']:.1f} ms a step with collectives apart "
+        f"({1e3 * model['compute_s']:.1f} products, {1e3 * model['memory_s']:.1f} HBM, {1e3 * model['collectives_s']:.2f} collectives), "
+        f"{1e3 * model['step_overlapped_s']:.1f} ms overlapped; {100 * model['scaling']:.1f} % weak scaling",
+        f"traced in {row['trace_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s ({row['cpu_seconds']:.0f} CPU-s)",
+    ]
+    return "\n".join(lines)
+
+
+_MEMORY = {"argument": "arguments", "temp": "temporary", "output": "outputs", "alias": "of them aliased"}

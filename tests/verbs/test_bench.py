@@ -1,0 +1,109 @@
+"""`segjax bench`: shapes without data, what is refused, a small network compiled for a TPU slice (where libtpu is installed)."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax import cli
+from segjax.data import pipeline
+from segjax.errors import ConfigError, WeightsError
+from segjax.verbs import bench_shapes, build, config_file
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install libtpu)")
+
+
+def load(spec, *overrides):
+    return config_file.load(str(CONFIGS / spec), overrides)
+
+
+def test_shapes_are_those_of_the_data(tiny_config):
+    """What is told from the values alone is what the pipeline then gives."""
+    stage = build.stage(config_file.load(tiny_config), "fda")
+    data = build.training_data(stage)
+    real = next(pipeline.batches(data.streams, batch_size=2, steps=1))
+    told = bench_shapes.batch(stage, 2)
+    assert {key: (value.shape, value.dtype) for key, value in told.items()} == {key: (x.shape, x.dtype) for key, x in real.items()}
+
+
+def test_shapes_without_any_file():
+    """The papers' configs on a machine that has neither their data nor their weights."""
+    stage = bench_shapes.stage_of(load("fda.py:gta_cityscapes"), "")
+    shapes = bench_shapes.batch(stage, 256)
+    assert shapes["source_image"].shape == shapes["target_image"].shape == (256, 512, 1024, 3) and "target_label" not in shapes
+    assert bench_shapes.frozen_weights(load("fda.py:gta_cityscapes"), stage) == ()
+    config = load("diga.py:gta_cityscapes")
+    stage = bench_shapes.stage_of(config, "selftrain")
+    shapes = bench_shapes.batch(stage, 6)
+    assert shapes["target_label"].shape == (6, 512, 896) and shapes["source_image"].dtype == jnp.uint8
+    weights = bench_shapes.frozen_weights(config, stage)
+    assert weights["centroids"]["centroids"].shape[0] == 19 and "params" in weights["translator"]
+
+
+def test_frozen_files_tell_their_own_shapes(tmp_path, tiny_config):
+    config = config_file.load(tiny_config)
+    stage = build.stage(config, "fda")
+    with config.unlocked():
+        config.stages.fda.frozen = {"teacher": str(tmp_path / "absent.safetensors")}
+    with pytest.raises(WeightsError, match="absent.safetensors"):
+        bench_shapes.frozen_weights(config, build.stage(config, stage.name))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v5e:2x2", "--mesh=data=2,model=2"], "--mesh=data=2,model=2: expected data=N,fsdp=M"),
+        (["--topology=v9:2x2"], "no figures of the chip 'v9'"),
+        (["--topology=v5e:2x2", "--efficiency=2"], "a share up to 1"),
+        (["--topology=v5e:2x2", "--stage=no"], "unknown stage 'no'|needs libtpu"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, capsys):
+    assert cli.main(["bench", f"--config={CONFIGS / 'fda.py'}", *flags]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_without_libtpu_the_command_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench", f"--config={CONFIGS / 'fda.py'}", "--topology=v5e:2x2"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and 'pip install "segjax[tpu]"' in error
+
+
+@libtpu
+def test_an_unknown_slice_is_one_line(capsys):
+    assert cli.main(["bench", f"--config={CONFIGS / 'fda.py'}", "--topology=v5e:3x3"]) == 2
+    assert "expected a slice such as v5e:2x2" in capsys.readouterr().err
+
+
+@libtpu
+def test_a_small_network_compiles_for_four_chips(tiny_config, tmp_path, capsys):
+    """data 2 x fsdp 2: fits, moves gradients, and its row says what the table says."""
+    out = tmp_path / "rows.jsonl"
+    flags = ["--stage=source_only", "--topology=v5e:2x2", "--mesh=data=2,fsdp=2", "--per-device=1", f"--out={out}"]
+    assert cli.main(["bench", f"--config={tiny_config}", *flags]) == 0
+    row = json.loads(out.read_text())
+    assert row["fits"] and row["devices"] == 4 and row["mesh"] == {"data": 2, "fsdp": 2} and row["rows_each"] == 1
+    assert row["peak_bytes"] == sum(row[f"{k}_bytes"] for k in ("argument", "temp", "output")) - row["alias_bytes"]
+    assert any(each["kind"] == "all-reduce" and each["executions"] > 0 for each in row["collectives"])
+    assert row["flops"]["program"] > 0 and row["unknown_loops"] == 0 and row["model"]["step_s"] > 0
+    assert row["model"]["inputs"]["flops"] == 197e12 and "libtpu" in row["versions"]
+    printed = capsys.readouterr().out
+    assert "fits" in printed and "all-reduce" in printed and "weak scaling" in printed
+
+
+def test_targets_keep_their_proportion_and_meshes_are_read(tiny_config):
+    config = config_file.load(tiny_config)
+    with config.unlocked():
+        config.stages.fda.data.target_batch_size = 1
+    assert bench_shapes.batch(build.stage(config, "fda"), 8)["target_image"].shape[0] == 4
+    with pytest.raises(ConfigError, match="--mesh"):
+        bench_shapes.parse_mesh("data")
+    assert bench_shapes.parse_mesh("data=16,fsdp=16") == {"data": 16, "fsdp": 16}
+    assert bench_shapes.parameters({"a": np.zeros((3, 4)), "b": jax.ShapeDtypeStruct((5,), jnp.float32)}) == 17
