@@ -38,7 +38,7 @@ def at_points(maps: Array, points: Array) -> Array:
     """Each map of float [N,h,w] at its own points [N,P,2]: float32 [N,P]. The points get no gradient."""
     flat = maps.reshape(maps.shape[0], -1)
     read = jax.vmap(lambda values, index: values.at[index].get(mode="promise_in_bounds"))
-    return sum(share * read(flat, index) for index, share in _corners(points, maps.shape[1:]))  # pyright: ignore[reportReturnType]
+    return sum(share * read(flat, index) for index, share in _corners(points, (maps.shape[1], maps.shape[2])))  # pyright: ignore[reportReturnType]
 
 
 def _forward(maps: Array, points: Array) -> tuple[Array, Any]:
