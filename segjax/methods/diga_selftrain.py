@@ -139,7 +139,9 @@ def make(
         source, target, label = to_float(batch["source_image"]), target_image(batch), batch["source_label"]
         _check(batch, needs_labels)
         size = label.shape[1], label.shape[2]
-        centroids = jnp.where(state.step == 0, _first(frozen, state.centroids), state.centroids) if uses_centroids else None
+        centroids = state.centroids
+        if centroids is not None:
+            centroids = jnp.where(state.step == 0, _first(frozen, centroids), centroids)
         views = jnp.stack([source, other_view(view_key, source, label, target, frozen)], 1)
 
         old, new = (state.ema_params, state.ema_batch_stats), (state.params, state.batch_stats)
@@ -147,12 +149,13 @@ def make(
         teacher_stats = state.ema_batch_stats if faithful_teacher else teacher_stats
         taught, on_target, teacher_stats = teach((teacher, teacher_stats), views, target, teacher_key)
         target_label = select(batch, on_target, size, centroids, frozen)
-        if uses_centroids:
+        if centroids is not None:
             agreed = lambda outputs, label: prototypes.image_means(
                 outputs["features"], prototypes.predicted_labels(outputs["logits"], label), classes
             )
-            means = zip(agreed(on_target, target_label), agreed(view(taught, 1), label), strict=True)
-            centroids = prototypes.move(centroids, *(jnp.concatenate(pair) for pair in means), centroid_momentum)
+            pairs = zip(agreed(on_target, target_label), agreed(view(taught, 1), label), strict=True)
+            means, counted = (jnp.concatenate(pair) for pair in pairs)
+            centroids = prototypes.move(centroids, means, counted, centroid_momentum)
         mask = mixing.cross_domix_mask(mix_key, label, classes)
         inputs = {
             "views": views,

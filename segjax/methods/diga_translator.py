@@ -81,7 +81,7 @@ def make(
         return TranslatorState(jnp.zeros((), jnp.int32), key, params, optimizer.init(params), judges, optimizer.init(judges))
 
     def opinions(params: Any, images: Array) -> list[Array]:
-        return judge.apply({"params": params}, images)
+        return [jnp.asarray(found) for found in judge.apply({"params": params}, images)]
 
     def judges_loss(judges: Any, images: dict[str, Array]) -> Array:
         """Least squares, real 1 and made 0: a sum over scales, for both domains. Real and made lie side by side in one pass."""
@@ -147,10 +147,12 @@ def _perceptual(frozen: Frozen, dtype: Any):
         raise ConfigError('method.perceptual_weight > 0 needs VGG19: set the stage\'s frozen={"vgg": "vgg19.pth"}, torchvision\'s file')
     params = frozen["vgg"]["params"]
     widths = tuple(params[f"features_{index}"]["kernel"].shape[-1] for index in (0, 5, 10, 19, 28))
-    features = lambda x: VGG19(widths, dtype).apply({"params": params}, x)
+
+    def features(x: Array) -> list[Array]:
+        return [jnp.asarray(found, jnp.float32) for found in VGG19(widths, dtype).apply({"params": params}, x)]
 
     def distance(made: Array, content: Array) -> Array:
         pairs = zip(WEIGHTS, features(made), jax.lax.stop_gradient(features(content)), strict=True)
-        return sum(weight * jnp.mean(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))) for weight, a, b in pairs)
+        return jnp.asarray(sum(weight * jnp.mean(jnp.abs(a - b)) for weight, a, b in pairs))
 
     return distance

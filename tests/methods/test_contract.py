@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.methods import adabn, diga_selftrain, diga_warmup, fda, fda_contrastive, source_only
@@ -21,12 +22,14 @@ class Tiny(nn.Module):
 
     num_classes: int = 5
     align_corners: bool = True
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image, train=False):
-        x = nn.relu(BatchNorm(name="norm1")(Conv(64, (3, 3), 2, name="conv1")(image), train))
+        to = {"dtype": self.dtype}
+        x = nn.relu(BatchNorm(name="norm1", **to)(Conv(64, (3, 3), 2, name="conv1", **to)(image), train))
         aux = Conv(self.num_classes, (1, 1), name="aux")(x)
-        x = ChannelDropout(0.1)(nn.relu(BatchNorm(name="norm2")(Conv(64, name="conv2")(x), train)), train)
+        x = ChannelDropout(0.1)(nn.relu(BatchNorm(name="norm2", **to)(Conv(64, name="conv2", **to)(x), train)), train)
         return {"logits": Conv(self.num_classes, (1, 1), name="last")(x), "aux_logits": aux, "features": x}
 
 
@@ -100,6 +103,10 @@ def frozen_of(name):
 
 @pytest.fixture(scope="module")
 def batch():
+    return make_batch()
+
+
+def make_batch():
     """Labels that the image tells (its brightest band), so that a loss can fall; 255 in a border."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 5, size=(8, 4, 6)).repeat(6, 1).repeat(6, 2).astype(np.uint8)
