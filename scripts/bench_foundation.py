@@ -1,7 +1,8 @@
 """Forward passes of the foundation networks beside Hugging Face's in torch, in one run: `python scripts/bench_foundation.py sam_vit_b`.
 
 Both sides get the same weights, through the converter's table, and must give the same output; then they are timed in turn, one pass each,
-the peer in a process of its own that rests meanwhile. Prints ratios of medians and writes one JSON object a workload.
+the peer in a process of its own that rests meanwhile. Prints ratios of medians and writes one JSON object a workload: of wall time, and of
+processor time (all threads), which other work on the machine disturbs less. A row is written when it is there; rows of other cases stay.
 `--set image_size=256 --set depth=3 --set global_blocks=[2]` makes a workload smaller (or another); its row then says so.
 """
 
@@ -136,7 +137,7 @@ WORKLOADS = {
 
 
 class Peer:
-    """The other side's process: `ask(n)` gives the milliseconds of n passes."""
+    """The other side's process: `ask()` runs a pass and gives its milliseconds of wall and of processor time."""
 
     def __init__(self, name: str, sizes: dict, folder: str):
         command = [sys.executable, str(ROOT / "peers" / "foundation_torch.py"), name, json.dumps(sizes), folder]
@@ -149,9 +150,9 @@ class Peer:
             raise SystemExit(f"bench_foundation: the peer ended with exit code {self.process.wait()} (needs torch and transformers)")
         return line
 
-    def ask(self, count: int) -> list[float]:
+    def ask(self) -> list[float]:
         assert self.process.stdin
-        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.write("\n")
         self.process.stdin.flush()
         return json.loads(self.answer())
 
@@ -168,29 +169,33 @@ def case(name: str, sizes: dict, args) -> dict:
         arrays = dict(np.load(pathlib.Path(folder) / "arrays.npz"))
         function, arguments = workload.prepare(sizes, pathlib.Path(folder) / "weights.safetensors", arrays)
     arguments = jax.device_put(arguments)
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     compiled = jax.jit(function).lower(*arguments).compile()
-    compile_s = time.perf_counter() - begun
+    compile_s, compile_cpu_s = time.perf_counter() - begun, time.process_time() - spent
     want, got = workload.turned(arrays["out"]), np.asarray(compiled(*arguments), np.float32)
     error = float(np.abs(got - want).max() / np.abs(want).max())
     assert error < 1e-3, f"{name}: outputs differ by {error:.2g} of the largest"
-    times: dict[str, list[float]] = {"segjax": [], "torch": []}
+    times: dict[str, list[list[float]]] = {"segjax": [], "torch": []}
     for turn in range(args.repeats + 1):
-        start = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         jax.block_until_ready(compiled(*arguments))
-        ours, theirs = (time.perf_counter() - start) * 1e3, peer.ask(1)
+        ours = [(time.perf_counter() - begun) * 1e3, (time.process_time() - spent) * 1e3]
+        theirs = peer.ask()
         if turn:  # the first round warms up both
             times["segjax"].append(ours)
-            times["torch"] += theirs
+            times["torch"].append(theirs)
     peer.end()
-    ms = {side: statistics.median(values) for side, values in times.items()}
+    wall, processor = ({side: round(statistics.median(ms[n] for ms in taken), 2) for side, taken in times.items()} for n in (0, 1))
     return {
         "case": f"{name}{'' if name.endswith('gradients') else ' forward'} float32",
         "sizes": sizes,
-        "median_ms": ms,
-        "times_torch": round(ms["segjax"] / ms["torch"], 3),
+        "median_ms": wall,
+        "times_torch": round(wall["segjax"] / wall["torch"], 3),
+        "median_processor_ms": processor,
+        "times_torch_processor": round(processor["segjax"] / processor["torch"], 3),
         "output_relative_error": error,
         "compile_s": round(compile_s, 1),
+        "compile_processor_s": round(compile_cpu_s, 1),
         "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
     }
 
@@ -198,7 +203,7 @@ def case(name: str, sizes: dict, args) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; default: all")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another size, for every workload that has the key")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / f"foundation-{jax.default_backend()}.jsonl")
     args = parser.parse_args()
@@ -207,14 +212,15 @@ def main() -> None:
     changes = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in args.set)}
     about = {"backend": jax.default_backend(), "repeats": args.repeats, "python": platform.python_version(), "cores": os.cpu_count()}
     about |= {name: version(name) for name in ("jax", "torch", "transformers")}
-    rows = []
+    args.out.parent.mkdir(exist_ok=True)
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     for name in args.workloads or WORKLOADS:
         sizes = {key: changes.get(key, value) for key, value in WORKLOADS[name].sizes.items()}
-        rows.append(case(name, sizes, args) | about)
-        ms, ratio = rows[-1]["median_ms"], rows[-1]["times_torch"]
-        print(f"{rows[-1]['case']}: segjax {ms['segjax']:.0f} ms, torch {ms['torch']:.0f} ms: {ratio}x torch", flush=True)
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        row = case(name, sizes, args) | about
+        rows = [*(other for other in rows if other["case"] != row["case"]), row]
+        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ms, ratios = row["median_ms"], f"{row['times_torch']}x torch, {row['times_torch_processor']}x its processor time"
+        print(f"{row['case']}: {ms['segjax']:.0f} ms, torch {ms['torch']:.0f} ms: {ratios}; compiled in {row['compile_s']} s", flush=True)
     print(f"wrote {args.out}")
 
 

@@ -1,9 +1,9 @@
 """The yardsticks of `scripts/bench_foundation.py`: Hugging Face's networks in torch, eager, in a process of their own.
 
 `python foundation_torch.py WORKLOAD SIZES_AS_JSON FOLDER` makes the network with random weights, writes its tensors (weights.safetensors,
-config.json), the inputs and its outputs (arrays.npz) into the folder and prints "ready"; then every line N on stdin runs N forward passes
-and answers with their milliseconds as a JSON list. A workload is a function sizes -> (module, shapes of its inputs by keyword, outputs ->
-the one that is compared).
+config.json), the inputs and its outputs (arrays.npz) into the folder and prints "ready"; then every line on stdin runs a pass and is
+answered with its milliseconds of wall and of processor time (all threads), a JSON list. A workload is a function sizes -> (module, shapes
+of its inputs by keyword, outputs -> the one that is compared).
 """
 
 import json
@@ -158,13 +158,11 @@ def main():
             (folder / "config.json").write_text(json.dumps(config, default=str))
         np.savez(folder / "arrays.npz", out=output.numpy(), **{key: value.numpy() for key, value in inputs.items()})
         print("ready", flush=True)
-        for line in sys.stdin:
-            times = []
-            for _ in range(int(line)):
-                start = time.perf_counter()
-                module(**inputs)
-                times.append((time.perf_counter() - start) * 1e3)
-            print(json.dumps(times), flush=True)
+        for _ in sys.stdin:
+            begun, spent = time.perf_counter(), time.process_time()
+            module(**inputs)
+            wall, processor = time.perf_counter() - begun, time.process_time() - spent
+            print(json.dumps([wall * 1e3, processor * 1e3]), flush=True)
 
 
 if __name__ == "__main__":
