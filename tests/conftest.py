@@ -1,5 +1,6 @@
 """Eight CPU devices, a persistent compile cache, and the folders that tests read."""
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -10,6 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 keep_pages()
 # Unoptimised code compiles in half the time, and the tests compile more than they compute.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # its older code generator takes a third of the time; later ones have none
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = xla_flags(f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}")
 
 import jax  # noqa: E402
@@ -20,7 +23,7 @@ flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_default_matmul_precision", "highest")
 _CACHE = os.environ.get("SEGJAX_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests" / "goldens"

@@ -15,7 +15,8 @@ def in_two(argv: Sequence[str], cache: pathlib.Path, *, path: str = "") -> list[
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)  # a device each
+    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     shared["PYTHONPATH"] = os.pathsep.join([path, str(pathlib.Path(cli.__file__).parents[1])])
     shared["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     command = [sys.executable, "-m", "segjax", *argv]

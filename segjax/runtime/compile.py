@@ -181,7 +181,8 @@ def enable_cache(directory: str | os.PathLike | None = None) -> pathlib.Path | N
         say(f"warning: no compile cache, {folder} cannot be written ({error.strerror}); every start compiles anew")
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    least = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]  # 1 s unless told
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", min(least, 0.5))
     return folder
 
 
