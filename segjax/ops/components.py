@@ -170,12 +170,14 @@ def _pixel(line: Array, row: Array, rest: Array, valid: Array) -> Array:
 def random_pixels(key: Key, place: Array, places: int, count: int) -> tuple[Array, Array]:
     """(`count` different pixels of each place, every choice equally likely, int32 [B,M,count]; bool [B,M]: whether it has so many).
 
-    place int32 [B,H,W] as of `Kept`, M = places. A pixel is row * W + column.
+    place int32 [B,H,W] as of `Kept`, M = places. A pixel is row * W + column. key: one, or one for each image [B].
     """
+    keys = key if key.ndim else jax.random.split(key, len(place))
     rows = rows_of(place, places)
     area = rows.sum(-1)
     enough = area >= count
-    return pixels_at(place, rows, distinct(key, jnp.maximum(area, count), count)), enough
+    index = jax.vmap(lambda key, size: distinct(key, size, count))(keys, jnp.maximum(area, count))
+    return pixels_at(place, rows, index), enough
 
 
 def rows_of(place: Array, places: int) -> Array:

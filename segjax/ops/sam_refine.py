@@ -1,0 +1,180 @@
+"""CLOUDS' refinement of pseudo-labels by a promptable segmenter (Benigmim et al., CVPR 2024, arXiv 2312.09788), on the device throughout.
+
+Every large component of every class becomes a prompt of a few of its pixels, the segmenter answers each with a mask, and the masks become
+the label: pixels that several masks claim belong to none, and an image without a prompt keeps its label as it is. The segmenter comes as
+a function, so that nothing here knows which it is. The decoder runs on `chunk` prompts of every image at a time, as often as the image
+with most prompts needs: the number of prompts is data, not shape, and what is not there is hardly paid for.
+Source: yasserben/CLOUDS clouds/clouds.py and my_utils/mask_utils.py. Here one draw of pixels serves all components at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from segjax.ops import components
+from segjax.ops.mask_losses import Targets
+from segjax.ops.prompts import NOT_A_POINT, PADDING, POSITIVE
+from segjax.typing import IGNORE, Array, Key
+
+MIN_AREA, NUM_POINTS = 5000, 5
+
+Decode: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
+"""(points [B,n,S,2] in pixels of the label map, labels [B,n,S] of `ops.prompts`, mask logits [B,n,h,w] or None) -> (mask logits
+[B,n,m,h,w], predicted IoU [B,n,m])."""
+Enlarge: TypeAlias = Callable[[Array], Array]
+"""Mask logits [B,h,w] -> those at the size of the label map [B,H,W]."""
+
+
+class Prompts(NamedTuple):
+    """points float32 [B,M,N,2], (x, y) in pixels; label int32 [B,M], the class; valid bool [B,M], the valid ones first."""
+
+    points: Array
+    label: Array
+    valid: Array
+
+
+class Refined(NamedTuple):
+    """label uint8 [B,H,W]: the refined map, IGNORE where no mask is (of several masks the highest class). targets: the masks that a
+    mask-classification network learns from, K = num_classes, one for each class that has a prompt even if nothing is left of it.
+    prompts int32 [B]: how many an image had; 0: it kept its label."""
+
+    label: Array
+    targets: Targets
+    prompts: Array
+
+
+def component_prompts(
+    key: Key,
+    label: Array,
+    *,
+    num_classes: int,
+    min_area: int = MIN_AREA,
+    num_points: int = NUM_POINTS,
+    places: int | None = None,
+    erode: bool = False,
+) -> Prompts:
+    """`num_points` random pixels of every component of more than `min_area` pixels, by class and then by first pixel.
+
+    label int [B,H,W]; ids outside 0..num_classes-1 (255) prompt for nothing. key: one, or one for each image [B]. places: M, by default as
+    many components as there can be; beyond that the largest. erode: draw from each component's inside (3x3 erosion; at the image's border,
+    too). A component with fewer pixels than points gives no prompt. The original's other ways of drawing ("center", "largest_component"),
+    which its configurations do not use, are left out.
+    """
+    found = components.kept(label, min_area=min_area, num_classes=num_classes, places=places)
+    count = found.valid.shape[1]
+    place = components.eroded(found.place, count) if erode else found.place
+    pixels, enough = components.random_pixels(key, place, count, num_points)
+    valid = found.valid & enough
+    first = jnp.argsort(~valid, 1, stable=True)
+    prompts = Prompts(to_points(pixels, label.shape[2]), found.label, valid)
+    return Prompts(*(jnp.take_along_axis(x, first.reshape(*first.shape, *(1,) * (x.ndim - 2)), 1) for x in prompts))
+
+
+def to_points(pixels: Array, width: int) -> Array:
+    """row * W + column [...] -> (x, y) float32 [...,2]."""
+    return jnp.stack([pixels % width, pixels // width], -1).astype(jnp.float32)
+
+
+def slots(prompts: Prompts, most: int | None = None) -> tuple[Array, Array]:
+    """(points [B,M,S,2], labels [B,M,S]) as a segmenter takes them: positive points and the one that SAM appends where there is no box.
+
+    Absent prompts are PADDING throughout. most: how many slots there may be; the appended one is left out where it does not fit, then
+    the last points.
+    """
+    batch, places, count, _ = prompts.points.shape
+    points = jnp.pad(prompts.points, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, :most]
+    kinds = jnp.asarray(np.array([POSITIVE] * count + [NOT_A_POINT], np.int32)[:most])
+    return points, jnp.where(prompts.valid[..., None], kinds, PADDING)
+
+
+def refine(
+    label: Array,
+    prompts: Prompts,
+    decode: Decode,
+    enlarge: Enlarge,
+    *,
+    num_classes: int,
+    chunk: int = 8,
+    remove_overlaps: bool = True,
+    second_pass: bool = False,
+    max_slots: int | None = None,
+) -> Refined:
+    """The label map that the segmenter makes of label int [B,H,W] and its prompts. No gradient.
+
+    Of a prompt's masks the one with the highest predicted IoU counts. remove_overlaps: pixels of several masks, also of one class, belong
+    to none. second_pass: the best mask's logits go back in as a mask prompt. max_slots: of the segmenter, if it has a limit.
+    """
+    points, kinds = slots(prompts, max_slots)
+    more = -points.shape[1] % chunk
+    fill = lambda x, value: jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
+    points, kinds, classes, valid = fill(points, 0), fill(kinds, PADDING), fill(prompts.label, 0), fill(prompts.valid, False)
+    counts = jnp.sum(prompts.valid, 1, dtype=jnp.int32)
+    rounds = -(-counts.max() // chunk)
+
+    def decoded(state: tuple[Array, "Claims"]) -> tuple[Array, "Claims"]:
+        n, claims = state
+        cut = lambda x: lax.dynamic_slice_in_dim(x, n * chunk, chunk, 1)
+        part = cut(points), cut(kinds)
+        best = _best(*decode(*part, None))
+        if second_pass:
+            best = _best(*decode(*part, best))
+        return n + 1, claimed(claims, enlarge, best, cut(classes), cut(valid))
+
+    start = jnp.int32(0), no_claims(label.shape, num_classes)
+    _, claims = lax.while_loop(lambda state: state[0] < rounds, decoded, start)
+    return combined(label, claims, prompts, num_classes, remove_overlaps)
+
+
+def _best(logits: Array, iou: Array) -> Array:
+    """The mask of highest predicted IoU: [B,n,m,h,w] -> [B,n,h,w]."""
+    return jnp.take_along_axis(logits, jnp.argmax(iou, 2)[:, :, None, None, None], 2)[:, :, 0]
+
+
+class Claims(NamedTuple):
+    """What masks have claimed so far. count uint8 [B,H,W]: by how many masks, at most 2. classes: tuple of uint32 [B,H,W], one bit a
+    class (32 classes each): by masks of which classes."""
+
+    count: Array
+    classes: tuple[Array, ...]
+
+
+def no_claims(shape: tuple[int, ...], num_classes: int) -> Claims:
+    """Before the first mask, for label maps of `shape`."""
+    return Claims(jnp.zeros(shape, jnp.uint8), tuple(jnp.zeros(shape, jnp.uint32) for _ in range(-(-num_classes // 32))))
+
+
+def claimed(claims: Claims, enlarge: Enlarge, logits: Array, classes: Array, valid: Array) -> Claims:
+    """After the masks of logits [B,n,h,w], of classes int [B,n], where valid bool [B,n]. One full-size mask an image exists at a time."""
+
+    def one(claims: Claims, part: tuple[Array, ...]) -> tuple[Claims, None]:
+        logits, kind, valid = part
+        mask = (enlarge(logits) > 0) & valid[:, None, None]
+        count = jnp.minimum(claims.count + mask, 2).astype(jnp.uint8)
+        bits = lambda word: jnp.where(kind // 32 == word, jnp.uint32(1) << (kind % 32).astype(jnp.uint32), jnp.uint32(0))
+        words = tuple(old | jnp.where(mask, bits(n)[:, None, None], jnp.uint32(0)) for n, old in enumerate(claims.classes))
+        return Claims(count, words), None
+
+    parts: Any = tuple(jnp.moveaxis(x, 1, 0) for x in (logits, classes, valid))
+    return lax.scan(one, claims, parts)[0]
+
+
+def combined(label: Array, claims: Claims, prompts: Prompts, num_classes: int, remove_overlaps: bool) -> Refined:
+    """The refined map and masks of all claims; the label itself for an image without prompts."""
+    ids = jnp.arange(num_classes)
+    words = jnp.stack(claims.classes, -1)
+    masks = ((words[..., ids // 32] >> (ids % 32).astype(jnp.uint32)) & 1).astype(bool)
+    if remove_overlaps:
+        masks &= (claims.count == 1)[..., None]
+    prompted = prompts.valid.any(1)
+    own = label[..., None] == ids.astype(label.dtype)
+    masks = jnp.where(prompted[:, None, None, None], masks, own)
+    asked = jnp.any((prompts.label[..., None] == ids) & prompts.valid[..., None], 1)
+    there = jnp.where(prompted[:, None], asked, own.any((1, 2)))
+    highest = jnp.max(jnp.where(masks, ids, -1), -1)
+    refined = jnp.where(highest < 0, IGNORE, highest).astype(jnp.uint8)
+    targets = Targets(masks, jnp.where(there, ids, -1).astype(jnp.int32))
+    return jax.tree.map(lax.stop_gradient, Refined(refined, targets, jnp.sum(prompts.valid, 1, dtype=jnp.int32)))
