@@ -7,7 +7,7 @@ teacher's label elsewhere. The teacher is the moving average of phi; w is the sh
 on the source's.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def make(
     """
     check_choices(teacher=teacher, normalise=normalise, statistics=statistics, predicts=predicts, mean_over=mean_over)
     changes, weights = photometric(jitter, jitter_probability, blur_probability), {"source": 1.0, "mix": mix_weight}
-    shares = dict(aux_weight=aux_weight, detail_weight=detail_weight, class_weights=class_weights)
+    shares: dict[str, Any] = dict(aux_weight=aux_weight, detail_weight=detail_weight, class_weights=class_weights)
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
@@ -101,7 +101,7 @@ def make(
 
         def terms(params, part, batch_stats, key):
             student_key, target_key = jax.random.split(key)
-            how = dict(weights=weights, normalise=normalise, mean_over=mean_over, **shares)
+            how: dict[str, Any] = dict(weights=weights, normalise=normalise, mean_over=mean_over, **shares)
             found, _, after = lesson_terms(model, params, batch_stats, part, student_key, **how)
             if statistics == "target":
                 _, after = train_forward(model, params, batch_stats, part["target"], target_key)

@@ -7,7 +7,7 @@ batch that the teacher is sure of. d is the distance of the encoder's last featu
 things. M hides most blocks of a target image (MIC). Rare-class sampling, the third part of the paper, is the data's (`data.sampling`).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +85,9 @@ def make(
     check_choices(teacher=teacher, normalise=normalise, statistics=statistics, predicts=predicts, mean_over=mean_over)
     classes, changes = model.num_classes, photometric(jitter, jitter_probability, blur_probability)
     weights = {"source": 1.0, "mix": mix_weight} | ({"masked": mask_weight} if mask_weight else {})
-    hidden = dict(block=mask_block, ratio=mask_ratio, images=mask_images, view=changes if mask_view else {})
-    things = dict(num_classes=classes, classes=feature_classes, min_ratio=feature_min_ratio)
-    shares = dict(aux_weight=aux_weight, class_weights=class_weights)
+    hidden: dict[str, Any] = dict(block=mask_block, ratio=mask_ratio, images=mask_images, view=changes if mask_view else {})
+    things: dict[str, Any] = dict(num_classes=classes, classes=feature_classes, min_ratio=feature_min_ratio)
+    shares: dict[str, Any] = dict(aux_weight=aux_weight, class_weights=class_weights)
 
     def init(key: Key, batch: Batch) -> TrainState:
         init_key, key = jax.random.split(key)
@@ -116,7 +116,7 @@ def make(
 
         def terms(params, part, batch_stats, key):
             student_key, target_key = jax.random.split(key)
-            how = dict(weights=weights, normalise=normalise, mean_over=mean_over, **shares)
+            how: dict[str, Any] = dict(weights=weights, normalise=normalise, mean_over=mean_over, **shares)
             found, outputs, after = lesson_terms(model, params, batch_stats, part, student_key, **how)
             if feature_weight:
                 features = view(outputs, 0)["features"]

@@ -99,7 +99,8 @@ class _TwoResolutions:
             fused, masked = zip(*(two.fuse(*part, ratio=self.ratio) for part in parts), strict=True)
             outputs = {"logits": one_batch(jnp.stack(fused, 1)), "context_logits": one_batch(jnp.stack(masked, 1))}
             return outputs | {"detail_logits": fine, "detail_corner": corner, "features": context[-1]}
-        apart = tuple(max(side // 2 // stride * stride, stride) for side in window) if self.overlap else window
+        half = lambda side: max(side // 2 // stride * stride, stride)
+        apart = (half(window[0]), half(window[1])) if self.overlap else window
         corners = two.window_corners(size, window, apart)
         coarse, fine, attention = head(context, encode(two.cut_windows(x, corners, window), train), train)
         attention = jnp.zeros((*coarse.shape[:3], 1)) if attention is None else attention

@@ -87,7 +87,7 @@ def _attention(outputs: int | None, classes: int, layout: str) -> dict[str, str]
 
 
 def _hrda(source: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
-    found = _model(source, BOTH, HEAD[1]) | {"make": "segjax.nets.hrda:HRDA"}
+    found: dict[str, Any] = _model(source, BOTH, HEAD[1]) | {"make": "segjax.nets.hrda:HRDA"}
     if not any(key.startswith(f"{ATTENTION[1]}.") for key in source):
         return found | _attention(None, found["num_classes"], "hrda")
     light = _fusion(source, ATTENTION[1], "hrda")

@@ -34,7 +34,7 @@ METHODS = {
 }
 
 
-def drawn(model, size=(24, 32)):
+def drawn(model, size=(16, 32)):
     """A network's variables from numpy."""
     abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False))
     rng = np.random.default_rng(7)
@@ -46,9 +46,9 @@ def drawn(model, size=(24, 32)):
 
 @pytest.fixture(scope="module")
 def crops(batch):  # noqa: F811
-    """The contract's batch with sides that are multiples of 8, and the border of the target images not to be trusted."""
-    found = {name: array[:, :, :32] for name, array in batch.items()}
-    return found | {"target_label": np.where(np.arange(24)[:, None] < 3, IGNORE, found["target_label"] * 0).astype(np.uint8)}
+    """The contract's batch with sides that are multiples of 16, and the border of the target images not to be trusted."""
+    found = {name: array[:, :16, :32] for name, array in batch.items()}
+    return found | {"target_label": np.where(np.arange(16)[:, None] < 3, IGNORE, found["target_label"] * 0).astype(np.uint8)}
 
 
 def frozen_of(name):
@@ -65,10 +65,9 @@ def test_meshes_restart_one_trace_no_transfer(name, crops):
         traces.append(name)
         return method.step(*arguments)
 
-    with jax.transfer_guard_device_to_host("disallow"):  # the host reads metrics explicitly, nothing else
-        state = jax.jit(method.init)(jax.random.key(3), crops)
-        step = jax.jit(counted)
-        on_device, history = jax.device_put((frozen, crops)), []
+    state = jax.jit(method.init)(jax.random.key(3), crops)
+    step, on_device, history = jax.jit(counted), jax.device_put((frozen, crops)), []
+    with jax.transfer_guard("disallow"):
         for _ in range(4):
             if len(history) == 2:
                 half = jax.tree.map(jnp.copy, state)
@@ -82,7 +81,8 @@ def test_meshes_restart_one_trace_no_transfer(name, crops):
         np.testing.assert_array_equal(a, b)
     many, other = run(METHODS[name](), crops, 2, meshes.make_mesh(2, 4), frozen=frozen)
     for mine, theirs in zip(history[:2], other, strict=True):
-        assert {key: float(mine[key]) for key in mine} == pytest.approx(theirs, abs=1e-5, rel=1e-4)
+        for key in mine:
+            assert float(mine[key]) == pytest.approx(theirs[key], abs=1e-5, rel=1e-4 if key == "gradient_norm" else 0), key
         assert {"loss/ce", "loss/mix", "pseudo/quality"} <= set(mine) and (name == "dacs" or mine["loss/feature_distance"] > 0)
     assert int(many.step) == 2
 
@@ -99,7 +99,7 @@ def test_both_precisions_and_every_switch_trace(name, crops):
     after, metrics = jax.eval_shape(method.step, state, frozen_of(name), crops)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(value.dtype == jnp.float32 for value in metrics.values())
-    assert jax.eval_shape(method.predict, state, (), crops["source_image"]).shape == (8, 24, 32, 5)
+    assert jax.eval_shape(method.predict, state, (), crops["source_image"]).shape == (8, 16, 32, 5)
 
 
 class Given(nn.Module):
@@ -165,14 +165,16 @@ def test_hrdas_own_losses(goldens, seed):
 
 def test_mics_own_pictures(goldens, monkeypatch):
     z = np.load(goldens / "08_mic_mask_s0.npz")
-    mean, image = np.array([0.485, 0.456, 0.406]), nhwc(z["in_x0"])
-    monkeypatch.setattr(mixing, "block_mask", lambda *_, **__: jnp.asarray(z["out_mask0"][:, 0] > 0))
+    mean, image, shown = np.array([0.485, 0.456, 0.406]), nhwc(z["in_x1"]), z["out_mask1"][:, 0] > 0
+    monkeypatch.setattr(mixing, "block_mask", lambda *_, **__: jnp.asarray(shown))
     target = Labelled(jnp.asarray(image + mean, jnp.float32), *jnp.zeros((2, *image.shape[:3])))
     got = masked(jax.random.key(0), target, target, block=32, ratio=0.7)
-    np.testing.assert_allclose(got.image - mean, nhwc(z["out_x0"]), atol=2e-5)
-    mixed = masked(jax.random.key(0), target._replace(image=target.image * 0), target, block=32, ratio=0.7, images="half")
-    assert not np.asarray(mixed.image[0])[z["out_mask0"][0, 0] > 0].any()
-    np.testing.assert_array_equal(mixed.image[1], got.image[1])
+    np.testing.assert_allclose(got.image - mean, nhwc(z["out_x1"]), atol=2e-5)
+    pair = Labelled(*(jnp.concatenate([part, part]) for part in target))
+    source = pair._replace(image=pair.image * 0, label=pair.label + 3)
+    half = masked(jax.random.key(0), source, pair, block=32, ratio=0.7, images="half")  # source and target in turn
+    assert not np.asarray(half.image[0])[shown[0]].any() and half.label[:, 0, 0].tolist() == [3, 0]
+    np.testing.assert_array_equal(half.image[1], got.image[0])
 
 
 def test_the_feature_distance_of_a_batch_without_things_is_nothing(crops):

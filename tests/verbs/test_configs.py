@@ -72,8 +72,7 @@ def test_builds_and_steps_under_eval_shape(spec, traced):
         stage = build.stage(config, name)
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(stage.model)["params"]))
         assert SPECS[spec] in (None, count) or not hasattr(stage.model, "num_classes")
-        masks = stage.spec["method"].get("mask_images") if stage.spec["method"].get("mask_weight") else None
-        same = stage.spec["method"]["make"], stage.spec["model"]["make"], masks or stage.spec["model"].get("layout")
+        same = stage.spec["method"]["make"], stage.spec["model"]["make"], stage.spec["model"].get("layout")
         if same not in traced:
             traced.add(same)
             _trace(stage)
