@@ -137,7 +137,7 @@ def _replaced(value: Any, rename: Mapping[str, str], target: Mapping[str, Any] |
 
 def _camvid(generator: str) -> Any:
     """Day (0006R0, 0016E5) to dusk (0001TP), ENet. Three dusk images from the sequence's quarters, the only ones that their stages see."""
-    config = base.run("datum_camvid_one_shot", steps=300, batch_size=4)
+    config = base.run("datum_camvid_one_shot", steps=200, batch_size=4)
     config.data, config.weights = "data/camvid", "weights/enet_cityscapes.safetensors"
     for number, name in enumerate(("0001TP_007140", "0001TP_007620", "0001TP_008100"), 1):
         config[f"image_{number}"] = (name,)
@@ -151,7 +151,7 @@ def _camvid(generator: str) -> Any:
     }
     data = {"source": {**camvid, "include": ("0006R0", "0016E5")}, "crop": (256, 384)}
     images = [{**dusk, "labelled": False, "names": config.get_oneway_ref(f"image_{number}")} for number in (1, 2, 3)]
-    return _small(config, shared, data, (360, 480), {**dusk, "labelled": False}, images, generator, steps=80)
+    return _small(config, shared, data, (360, 480), {**dusk, "labelled": False}, images, generator, steps=60, batch_size=2)
 
 
 def _quickstart(generator: str) -> Any:
@@ -166,10 +166,10 @@ def _quickstart(generator: str) -> Any:
     }
     data = {"source": {**scenes, "look": "day", "length": 2000}, "crop": (64, 128)}
     images = [{**dusk, "length": 1, "seed": number} for number in (1, 2, 3)]
-    return _small(config, shared, data, (96, 192), {**dusk, "length": 2000}, images, generator, steps=100)
+    return _small(config, shared, data, (96, 192), {**dusk, "length": 2000}, images, generator, steps=100, batch_size=8)
 
 
-def _small(config: Any, shared: dict, data: dict, whole: tuple[int, int], full: dict, images: list, generator: str, steps: int) -> Any:
+def _small(config: Any, shared: dict, data: dict, whole: tuple[int, int], full: dict, images: list, generator: str, **train: int) -> Any:
     """Day alone; from there AdaBN and DACS, with all of dusk and with each of three images of it.
 
     DACS's teacher predicts: its BatchNorm statistics are those of the target pictures that it labels.
@@ -183,7 +183,7 @@ def _small(config: Any, shared: dict, data: dict, whole: tuple[int, int], full: 
         one = {"steps": 8 if suffix == "_full" else 1, "batch_size": 8 if suffix == "_full" else 1}
         base.add_stage(config, f"adabn{suffix}", method={"make": base.ADABN}, data=view, **gentle, **one)
         method = uda.method("dacs", "", **common, **looks)
-        base.add_stage(config, f"dacs{suffix}", method=method, data={**data, "target": target}, **gentle, steps=steps)
+        base.add_stage(config, f"dacs{suffix}", method=method, data={**data, "target": target}, **gentle, **train)
         if suffix != "_full":
             base.add_to_row(config, "adabn", f"adabn{suffix}")
             base.add_to_row(config, "dacs", f"dacs{suffix}")
