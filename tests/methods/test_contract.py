@@ -1,5 +1,7 @@
 """What every training method must do, on a tiny network: finite, falling loss, any mesh, restart = no restart, predict's shape."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -120,14 +122,32 @@ def make_batch():
     }
 
 
+@functools.cache
+def made(name):
+    """A method of the table, made once: what was compiled for it serves every test."""
+    return METHODS[name]()
+
+
+PROGRAMS = {}
+"""Method, mesh and shapes -> the state's shardings, the jitted init, the compiled step."""
+
+
+def programs(method, batch, mesh, frozen):
+    key = method, mesh, jax.tree.structure((batch, frozen)), tuple(x.shape for x in jax.tree.leaves((batch, frozen)))
+    if key not in PROGRAMS:
+        abstract = jax.eval_shape(method.init, jax.random.key(3), batch)
+        shardings = meshes.shard_rules(abstract, mesh, min_size=256)
+        spec = meshes.with_shardings(abstract, shardings)
+        compiled, _ = compile_step(method, spec, frozen, meshes.batch_spec(batch, mesh), mesh)
+        PROGRAMS[key] = shardings, jax.jit(method.init, out_shardings=shardings), compiled
+    return PROGRAMS[key]
+
+
 def run(method, batch, steps, mesh, state=None, frozen=()):
     """`steps` steps on `mesh` by the compiled, donated step; the state and one dict of floats a step."""
-    abstract = jax.eval_shape(method.init, jax.random.key(3), batch)
-    shardings = meshes.shard_rules(abstract, mesh, min_size=256)
-    state = jax.jit(method.init, out_shardings=shardings)(jax.random.key(3), batch) if state is None else jax.device_put(state, shardings)
-    spec = meshes.with_shardings(abstract, shardings)
     frozen = jax.device_put(frozen, meshes.replicated(mesh))
-    compiled, _ = compile_step(method, spec, frozen, meshes.batch_spec(batch, mesh), mesh)
+    shardings, init, compiled = programs(method, batch, mesh, frozen)
+    state = init(jax.random.key(3), batch) if state is None else jax.device_put(state, shardings)
     history = []
     for _ in range(steps):
         state, metrics = compiled(state, frozen, meshes.put_batch(batch, mesh))
@@ -140,11 +160,11 @@ def test_eight_devices_give_what_one_gives(name, batch):
     frozen = frozen_of(name)
     # A temperature of .07, or labels that an argmax makes, multiply rounding step by step: fewer steps, and room for single weights.
     steps, room = (4, 5e-4) if name.startswith(("fda_contrastive", "diga")) else (10, 1e-4)
-    one, history = run(METHODS[name](), batch, steps, meshes.make_mesh(1), frozen=frozen)
+    one, history = run(made(name), batch, steps, meshes.make_mesh(1), frozen=frozen)
     assert all(np.isfinite(value) for row in history for value in row.values())
     assert int(one.step) == steps
     for mesh in [meshes.make_mesh(*((4, 2) if "contrastive" in name else (2, 4)))] + [meshes.make_mesh(8)] * name.endswith("everything"):
-        many, other = run(METHODS[name](), batch, steps, mesh, frozen=frozen)
+        many, other = run(made(name), batch, steps, mesh, frozen=frozen)
         for mine, theirs in zip(history, other, strict=True):
             for key in mine:
                 if key.startswith("loss"):
@@ -157,7 +177,7 @@ def test_eight_devices_give_what_one_gives(name, batch):
     "name", ["source_only", "fda", "fda_everything", "fda_contrastive", "fda_contrastive_everything", "diga_warmup", "diga_selftrain"]
 )
 def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch):
-    method = METHODS[name]()
+    method = made(name)
     state, history = run(method, batch, 40, meshes.make_mesh(1), frozen=frozen_of(name))
     assert history[-1]["loss/ce"] < 0.7 * history[0]["loss/ce"]
     logits = jax.jit(method.predict)(state, (), batch["source_image"])
@@ -166,7 +186,7 @@ def test_loss_falls_on_a_fixed_batch_and_predict_has_the_images_size(name, batch
 
 @pytest.mark.parametrize("name", ["fda_everything", "fda_contrastive_everything", "diga_warmup_faithful", "diga_selftrain_faithful"])
 def test_restart_equals_no_restart(name, batch):
-    method, mesh, frozen = METHODS[name](), meshes.make_mesh(1), frozen_of(name)
+    method, mesh, frozen = made(name), meshes.make_mesh(1), frozen_of(name)
     unbroken, _ = run(method, batch, 4, mesh, frozen=frozen)
     half, _ = run(method, batch, 2, mesh, frozen=frozen)
     resumed, _ = run(method, batch, 2, mesh, state=half, frozen=frozen)
@@ -208,7 +228,7 @@ def test_accumulation_gives_the_whole_batchs_step(kind, batch):
 
 
 def test_adabn_averages_the_batches_own_statistics(batch):
-    method = METHODS["adabn"]()
+    method = made("adabn")
     state = method.init(jax.random.key(0), batch)
     images = [batch["target_image"], batch["source_image"]]
     for image in images:
@@ -227,7 +247,7 @@ def test_adabn_averages_the_batches_own_statistics(batch):
 def test_what_a_method_cannot_work_with_is_told(batch):
     source = {name: value for name, value in batch.items() if name.startswith("source")}
     for name in ("fda", "adabn"):
-        method = METHODS[name]()
+        method = made(name)
         state = jax.eval_shape(method.init, jax.random.key(0), batch)
         with pytest.raises(ConfigError, match="source_image, source_label alone: set data.target"):
             jax.eval_shape(method.step, state, (), source)
