@@ -71,7 +71,8 @@ def of_stage(config, stage_name: str, per_device: int, devices: int) -> tuple[st
 
 def make_mesh(text: str) -> jax.sharding.Mesh:
     """The mesh of --mesh over the devices that are here."""
-    return meshes.make_mesh(**bench_shapes.parse_mesh(text))
+    axes = bench_shapes.parse_mesh(text)
+    return meshes.make_mesh(axes.get("data", -1), axes.get("fsdp", 1))
 
 
 def _take_turns(runner: Runner, peer: "bench_peer.Peer | None", chunks: int, count: int) -> tuple[list[Chunk], list[Chunk]]:

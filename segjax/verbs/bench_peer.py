@@ -40,7 +40,8 @@ class Peer:
         self.folder = tempfile.TemporaryDirectory()
         place = pathlib.Path(self.folder.name)
         (place / "sizes.json").write_text(json.dumps(dict(workload.sizes)))
-        np.savez(place / "inputs.npz", **{f"{n}/{name}": x for n, each in enumerate(runner.sets) for name, x in each.items()})
+        arrays: dict[str, Any] = {f"{n}/{name}": x for n, each in enumerate(runner.sets) for name, x in each.items()}
+        np.savez(place / "inputs.npz", **arrays)
         command = [python or sys.executable, str(PEERS / "serve.py"), workload.peer, str(place)]
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # else torch's idle threads spin and slow everybody
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

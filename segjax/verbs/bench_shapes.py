@@ -13,6 +13,7 @@ from segjax.errors import ConfigError, WeightsError
 from segjax.runtime.mesh import AXES
 from segjax.verbs import build, frozen, stages, variables
 
+_ENCODER = "backbone"
 _EARLIER = re.compile(r"\{stage:([^{}]*)\}/([\w.]+)")
 
 
@@ -42,13 +43,18 @@ def _role(role: str, data: Mapping[str, Any], rows: int, *, labelled: bool) -> d
 def frozen_weights(config, stage: build.Stage) -> Any:
     """Shapes of what the stage's method reads and never trains: from a file that is there, else from the earlier stage that would leave it.
 
-    WeightsError: neither tells.
+    A file that is the stage's own `model.weights`, too, has the network's shapes, those of its `backbone` alone where it has one (an
+    ImageNet encoder). WeightsError: nothing tells.
     """
     found = {}
     for name, text in (build.plain(config.stages[stage.name]).get("frozen") or {}).items():
         earlier = _EARLIER.fullmatch(text) if isinstance(text, str) else None
-        if earlier is None:
-            paths = {name: pathlib.Path(text)} if isinstance(text, str) and pathlib.Path(text).exists() else frozen.files(stage)
+        there = isinstance(text, str) and pathlib.Path(text).exists()
+        if earlier is None and not there and text and text == stage.spec["model"].get("weights"):
+            shapes = variables.shapes(stage.model)
+            found[name] = {kind: {_ENCODER: tree[_ENCODER]} if _ENCODER in tree else tree for kind, tree in shapes.items()}
+        elif earlier is None:
+            paths = {name: pathlib.Path(text)} if there else frozen.files(stage)
             weights = frozen.load({name: paths[name]})[name]
             found[name] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
         elif earlier[2] == "weights.safetensors":

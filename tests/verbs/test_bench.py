@@ -46,6 +46,14 @@ def test_shapes_without_any_file():
     assert weights["centroids"]["centroids"].shape[0] == 19 and "params" in weights["translator"]
 
 
+def test_an_absent_encoder_has_the_networks_shapes():
+    config = load("uda.py:gta_cityscapes,host=daformer")
+    stage = bench_shapes.stage_of(config, "")
+    frozen = bench_shapes.frozen_weights(config, stage)["imagenet"]
+    assert set(frozen["params"]) == {"backbone"} and bench_shapes.parameters(frozen["params"]) > 80e6
+    assert bench_shapes.batch(stage, 2)["target_image"].shape == (2, 512, 512, 3)
+
+
 def test_frozen_files_tell_their_own_shapes(tmp_path, tiny_config):
     config = config_file.load(tiny_config)
     stage = build.stage(config, "fda")
@@ -60,7 +68,7 @@ def test_frozen_files_tell_their_own_shapes(tmp_path, tiny_config):
     [
         (["--topology=v5e:2x2", "--mesh=data=2,model=2"], "--mesh=data=2,model=2: expected data=N,fsdp=M"),
         (["--topology=v9:2x2"], "no figures of the chip 'v9'"),
-        (["--topology=v5e:2x2", "--efficiency=2"], "a share up to 1"),
+        (["--topology=v5e:2x2", "--efficiency=2"], "share above 0 and up to 1"),
         (["--topology=v5e:2x2", "--stage=no"], "unknown stage 'no'|needs libtpu"),
     ],
 )

@@ -29,7 +29,7 @@ class Workload:
     held against the peer's own answer, default the step's outputs.
     """
 
-    step: Callable[[Any, Arrays], tuple[Any, Any]]
+    step: Callable[[Any, Any], tuple[Any, Any]]
     draw: Callable[[np.random.Generator], Arrays]
     reference: Callable[[Any, Any], Any]
     tolerance: float

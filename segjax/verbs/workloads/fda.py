@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 
-from segjax.ops.fourier import amplitude_transfer
+from segjax.ops.fourier import Form, amplitude_transfer
 from segjax.verbs.workloads import Arrays, Workload
 
 
-def make(*, devices: int, batch: int = 2, height: int = 512, width: int = 1024, beta: float = 0.05, form: str = "auto") -> Workload:
+def make(*, devices: int, batch: int = 2, height: int = 512, width: int = 1024, beta: float = 0.05, form: Form = "auto") -> Workload:
     """Images float32 [batch a device,height,width,3] in 0..255. form: "banded", "fft" or, as in training, "auto"."""
     transfer = functools.partial(amplitude_transfer, beta=beta, form=form)
 

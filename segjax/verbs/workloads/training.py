@@ -89,12 +89,13 @@ def supervised(
 def of_method(method: Method, frozen: Any, shapes: Mapping[str, Any], *, classes: int, sizes: Mapping[str, Any], dtype: str) -> Workload:
     """The step of any method. Its reference is the step itself as the compiler's optimisations left it alone: what they break shows."""
 
-    def reference(carry, inputs):
-        return jax.jit(lambda carry, inputs: method.step(*carry, inputs)[1], compiler_options=unoptimised())(carry, inputs)
-
     def step(carry, inputs):
-        state, metrics = method.step(*carry, inputs)
-        return (state, carry[1]), metrics
+        state, weights = carry
+        state, metrics = method.step(state, weights, inputs)
+        return (state, weights), metrics
+
+    def reference(carry, inputs):
+        return jax.jit(lambda carry, inputs: step(carry, inputs)[1], compiler_options=unoptimised())(carry, inputs)
 
     return Workload(
         step=step,
