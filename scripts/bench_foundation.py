@@ -87,13 +87,13 @@ VIT_B = {
 
 
 def mit_gradients(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[Callable, tuple]:
-    """A whole MiT, forward and backward from the sum of the squares of its stages; see the peer for what it gives."""
+    """A whole MiT, forward and backward from the sum of the cubes of its stages; see the peer for what it gives."""
     net = MixTransformer(**{key: tuple(sizes[key]) for key in ("dims", "depths")}, block_epsilon=1e-5, drop_path=0.0)
     image = np.ascontiguousarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
     like = safetensors_io.flatten({"params": jax.eval_shape(net.init, jax.random.key(0), image)["params"]})
     weights = _tensors(file)
     flat = walk.to_segjax(weights, mit.MIT_HF.layout(weights), like, name="SegformerModel")
-    loss = lambda variables, x: sum(jnp.square(stage).sum() for stage in net.apply(variables, x))
+    loss = lambda variables, x: sum((stage**3).sum() for stage in net.apply(variables, x))
     return _gradients(loss), (safetensors_io.unflatten(flat), image)
 
 
@@ -108,7 +108,7 @@ def mit_block_gradients(sizes: dict, file: pathlib.Path, inputs: dict) -> tuple[
     layout = next(form for form in mit.HF_FORMS if form.name == "mit_hf_memory_bare")
     flat = walk.to_segjax(weights, layout, like, name="SegformerLayer")
     variables = jax.tree.map(lambda leaf: leaf[0], safetensors_io.unflatten(flat)["params"]["block1"])
-    loss = lambda variables, x: jnp.square(net.apply(variables, x, 0.0)[0]).sum()
+    loss = lambda variables, x: (net.apply(variables, x, 0.0)[0] ** 3).sum()
     return _gradients(loss), ({"params": variables}, x)
 
 

@@ -89,8 +89,11 @@ def unet(sizes: dict):
 
 
 class Gradients(torch.nn.Module):
-    """Forward and backward of a module from the sum of the squares of its outputs; gives the gradient of its input, channels last and flat,
-    over its largest, and at the end the norm n of all parameters' gradients as n / (1 + n)."""
+    """Forward and backward of a module from the sum of the cubes of its outputs (that of the squares is all but constant after a norm).
+
+    Gives the gradient of its input, channels last and flat, over its largest, and at the end the norm n of all parameters' gradients as
+    n / (1 + n).
+    """
 
     def __init__(self, module, outputs):
         super().__init__()
@@ -101,7 +104,7 @@ class Gradients(torch.nn.Module):
         with torch.enable_grad():
             x = x.clone().requires_grad_()
             self.module.zero_grad()
-            sum(y.square().sum() for y in self.outputs(self.module, name, x)).backward()
+            sum((y**3).sum() for y in self.outputs(self.module, name, x)).backward()
         dx = x.grad.permute(0, 2, 3, 1) if x.ndim == 4 else x.grad
         norm = torch.sqrt(sum(p.grad.square().sum() for p in self.module.parameters() if p.grad is not None))
         return torch.cat([dx.flatten() / dx.abs().max(), (norm / (1 + norm))[None]])
