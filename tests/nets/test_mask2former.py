@@ -74,13 +74,8 @@ def test_every_backbone_at_an_odd_size(backbone):
     assert found["class_logits"].shape == (2, 3, 3) and found["mask_logits"].shape == (2, 24, 32, 3)
     assert found["aux"]["mask_logits"].shape == (0, 2, 24, 32, 3) and found["logits"].shape == (2, 70, 101, 2)
     assert set(variables["params"]) == {"backbone", "pixel_decoder", "decoder"} and net.described()["backbone"] == backbone
-
-
-def test_the_classifier_has_a_row_for_each_class():
-    assert classifier_axes(tiny("convnext", decoder_layers=0)) == {
-        "params/decoder/class_embed/kernel": 1,
-        "params/decoder/class_embed/bias": 0,
-    }
+    if backbone == "convnext":  # the head is the same over all: a row for each class
+        assert classifier_axes(net) == {"params/decoder/class_embed/kernel": 1, "params/decoder/class_embed/bias": 0}
 
 
 @pytest.mark.parametrize("layers", [2, 7])

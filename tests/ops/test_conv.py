@@ -39,24 +39,30 @@ def test_values_and_gradients_are_those_of_lax(kernel_size, stride, dilation, pa
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, 12, 17, 5))
     kernel = jax.random.normal(keys[1], (*kernel_size, 5, 4))
-    ours, vjp = jax.vjp(lambda a, b: conv2d(a, b, stride=stride, dilation=dilation, padding=padding), x, kernel)
-    theirs, reference_vjp = jax.vjp(lambda a, b: reference(a, b, stride, dilation, padding), x, kernel)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    dy = jax.random.normal(keys[2], ours.shape)
-    for mine, other in zip(vjp(dy), reference_vjp(dy), strict=True):
-        np.testing.assert_allclose(mine, other, atol=3e-4)
+    forms = (
+        lambda a, b: conv2d(a, b, stride=stride, dilation=dilation, padding=padding),
+        lambda a, b: reference(a, b, stride, dilation, padding),
+    )
+    dy = jax.random.normal(keys[2], jax.eval_shape(forms[1], x, kernel).shape)
+
+    @jax.jit
+    def both(x, kernel, dy):
+        pairs = [jax.vjp(form, x, kernel) for form in forms]
+        return [(value, *vjp(dy)) for value, vjp in pairs]
+
+    for mine, other, atol in zip(*both(x, kernel, dy), (1e-4, 3e-4, 3e-4), strict=True):
+        np.testing.assert_allclose(mine, other, atol=atol)
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (2, 31, 22), (1, 9, 40)])
 def test_gradients_of_strided_patches_at_any_size(size):
     """Images that the stride divides or not, with rows that no output sees; both forms of the gradient."""
     keys = jax.random.split(jax.random.key(3), 2)
+    loss = lambda f: lambda x, kernel, stride: jnp.square(f(x, kernel, stride)).sum()
+    forms = [loss(lambda x, k, s: conv2d(x, k, stride=s)), loss(lambda x, k, s: reference(x, k, s, 1, None))]
+    both = jax.jit(lambda x, kernel, stride: [jax.grad(f, (0, 1))(x, kernel, stride) for f in forms], static_argnums=2)
     for k, stride in ((7, 4), (3, 2)):
-        x, kernel = jax.random.normal(keys[0], (*size, 3)), jax.random.normal(keys[1], (k, k, 3, 4))
-        ours, theirs = (
-            jax.grad(lambda a, b, f=f, s=stride: jnp.square(f(a, b, s)).sum(), argnums=(0, 1))(x, kernel)
-            for f in (lambda a, b, s: conv2d(a, b, stride=s), lambda a, b, s: reference(a, b, s, 1, None))
-        )
+        ours, theirs = both(jax.random.normal(keys[0], (*size, 3)), jax.random.normal(keys[1], (k, k, 3, 4)), stride)
         for mine, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(mine, other, atol=1e-5 * float(jnp.abs(other).max()))
 
