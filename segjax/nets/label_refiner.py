@@ -55,6 +55,7 @@ def refine_labels(
     ConfigError: an image of another size than its label, more points than the network takes, a second pass by EfficientSAM.
     """
     size = label.shape[1], label.shape[2]
+    variables = jax.tree.map(jnp.asarray, variables)  # numpy's would be constants inside of a loop, which jax does not take
     check(module, num_points, second_pass)
     if image is not None and image.shape[:3] != label.shape:
         raise ConfigError(f"labels {list(label.shape)} of images {list(image.shape)}: expected one size")
