@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from golden import Golden
+from open_clip_keys import FULL
 
 from segjax import cli
 from segjax.errors import WeightsError
@@ -216,17 +217,17 @@ def d2_swin(embed_dim, depths, num_heads, window):
     return found
 
 
-def bottlenecks(place, conv_norm, shortcut):
-    """The names of ResNet-50's four stages: of a block, of the norms of its convolutions, of its projection and that one's norm."""
-    found, into = {}, 64
-    for stage, blocks in enumerate((3, 4, 6, 3), 1):
-        width = 64 * 2 ** (stage - 1)
+def d2_resnet50():
+    """The names of detectron2's ResNet-50."""
+    found = {"backbone.stem.conv1.weight": Shape(64, 3, 7, 7)} | norm("backbone.stem.conv1.norm", 64, batch=True)
+    into = 64
+    for stage, blocks in enumerate((3, 4, 6, 3), 2):
+        width = 64 * 2 ** (stage - 2)
         for block in range(blocks):
-            at = place(stage, block)
-            for n, (o, i, k) in enumerate(((width, into, 1), (width, width, 3), (4 * width, width, 1)), 1):
-                found |= {f"{at}.conv{n}.weight": Shape(o, i, k, k)} | norm(f"{at}.{conv_norm(n)}", o, batch=True)
-            if block == 0:
-                found |= {f"{at}.{shortcut[0]}.weight": Shape(4 * width, into, 1, 1)} | norm(f"{at}.{shortcut[1]}", 4 * width, batch=True)
+            at = f"backbone.res{stage}.{block}"
+            convs = {"conv1": (width, into, 1, 1), "conv2": (width, width, 3, 3), "conv3": (4 * width, width, 1, 1)}
+            for name, shape in (convs | ({} if block else {"shortcut": (4 * width, into, 1, 1)})).items():
+                found |= {f"{at}.{name}.weight": Shape(*shape)} | norm(f"{at}.{name}.norm", shape[0], batch=True)
             into = 4 * width
     return found
 
@@ -240,33 +241,27 @@ def test_full_size_names_of_detectron2_over_a_swin():
 
 
 def test_full_size_names_of_detectron2_over_a_resnet():
-    place = lambda stage, block: f"backbone.res{stage + 1}.{block}"
-    body = bottlenecks(place, "conv{}.norm".format, ("shortcut", "shortcut.norm"))
-    stem = {"backbone.stem.conv1.weight": Shape(64, 3, 7, 7)} | norm("backbone.stem.conv1.norm", 64, batch=True)
-    source = body | stem | head((256, 512, 1024, 2048), "static_query")
+    source = d2_resnet50() | head((256, 512, 1024, 2048), "static_query")
     whole, pixel_decoder, decoder = fits(MASK2FORMER_DETECTRON2, source)
     assert round(whole / 1e6) == 44 and abs(pixel_decoder - 6.04e6) < 5e3 and abs(decoder - 14.46e6) < 5e3  # the paper's table 1: 44 M
     spec = MASK2FORMER_DETECTRON2.model(source, {})
     assert spec["backbone_depth"] == (3, 4, 6, 3) and spec["backbone_width"] == 64 and spec["num_classes"] == 19 and spec["queries"] == 100
 
 
-def test_full_size_names_of_clouds_over_rn50():
-    """open_clip's ResNet under `backbone.clip_model.visual`; the text tower, the void embedding, the teacher and SAM are left out."""
-    visual = "backbone.clip_model.visual"
-    place = lambda stage, block: f"{visual}.layer{stage}.{block}"
-    source = bottlenecks(place, "bn{}".format, ("downsample.0", "downsample.1"))
-    for n, (o, i) in enumerate(((32, 3), (32, 32), (64, 32)), 1):
-        source |= {f"{visual}.conv{n}.weight": Shape(o, i, 3, 3)} | norm(f"{visual}.bn{n}", o, batch=True)
-    for part in "qkv":
-        source |= linear(f"{visual}.attnpool.{part}_proj", 2048, 2048)
-    source |= linear(f"{visual}.attnpool.c_proj", 1024, 2048) | {f"{visual}.attnpool.positional_embedding": Shape(50, 2048)}
-    source |= head((256, 512, 1024, 2048))
-    text = ("transformer.resblocks.0.ln_1.weight", "logit_scale", "positional_embedding", "token_embedding.weight")
-    unused = {f"backbone.clip_model.{key}": Shape(1) for key in text}
+@pytest.mark.parametrize(
+    ("clip", "widths", "told"),
+    [
+        ("RN101", (256, 512, 1024, 2048), {"backbone": "clip_resnet", "backbone_embed_dim": 512, "backbone_heads": 32}),
+        ("convnext_large_d_320", (192, 384, 768, 1536), {"backbone": "clip_convnext", "backbone_embed_dim": 768, "backbone_head": "mlp"}),
+    ],
+)
+def test_full_size_names_of_clouds(clip, widths, told):
+    """open_clip's model under `backbone.clip_model`; its text tower, the void embedding, the teacher and SAM are left out."""
+    source = {f"backbone.clip_model.{key}": Shape(*shape) for key, shape in FULL[clip].items()} | head(widths)
     others = ("void_embedding.weight", "sem_seg_head_ema.predictor.query_feat.weight", "sam.sam.mask_decoder.iou_token.weight")
-    unused |= {key: Shape(1, 256) for key in others}
-    fits(CLOUDS, source | unused, ignored=tuple(unused))
-    assert all(any(re.fullmatch(pattern, key) for pattern in CLOUDS.layout(source).ignore) for key in unused)
-    spec = CLOUDS.model(source | unused, {})
-    want = {"backbone": "clip_resnet", "normalization": "clip", "frozen": True, "backbone_embed_dim": 1024, "backbone_heads": 32}
-    assert want.items() <= spec.items()
+    source |= {key: Shape(1, 256) for key in others}
+    unused = {key for key in source if key in others or ("clip_model." in key and ".visual." not in key)}
+    pixel_decoder = fits(CLOUDS, source, ignored=tuple(unused))[1]
+    assert abs(pixel_decoder - {192: 5.79e6, 256: 6.04e6}[widths[0]]) < 5e3
+    assert {key for key in source if any(re.fullmatch(pattern, key) for pattern in CLOUDS.layout(source).ignore)} == unused
+    assert (told | {"normalization": "clip", "frozen": True}).items() <= CLOUDS.model(source, {}).items()
