@@ -4,13 +4,11 @@ import re
 import time
 from typing import Any
 
-import jax
-
-from segjax.errors import ConfigError, SegjaxError
+from segjax.errors import SegjaxError
 from segjax.runtime import chips, hlo, hlo_text, topology
 from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import compile_step
-from segjax.verbs import bench_shapes, build, scores
+from segjax.verbs import bench_shapes, bench_step, scores
 
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
 
@@ -22,17 +20,12 @@ def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int =
     share of the peak that products reach, an assumption of the step-time model alone.
     """
     chip, axes = topology.chip(name), bench_shapes.parse_mesh(mesh)
-    slice_devices = topology.devices(name)
-    stage = bench_shapes.stage_of(config, stage_name)
-    rows_each = per_device or stage.spec["batch_size"]
-    where = meshes.make_mesh(**axes, devices=slice_devices)
+    where = meshes.make_mesh(axes.get("data", -1), axes.get("fsdp", 1), devices=topology.devices(name))
     begun = time.process_time()
-    found = {"kind": "topology", **bench_shapes.about(stage), "topology": name, "devices": where.size, "mesh": dict(where.shape)}
-    found["rows_each"] = rows_each
-    found["parameters"] = bench_shapes.parameters(bench_shapes.variables.shapes(stage.model)["params"])
-    arguments = _arguments(config, stage, where, rows_each)
+    step = bench_step.of_stage(config, stage_name, where, per_device)
+    found = {"kind": "topology", **step.about, "topology": name, "devices": where.size, "mesh": dict(where.shape)}
     try:
-        compiled, report = compile_step(stage.method, *arguments, where)
+        compiled, report = compile_step(step.method, step.state, step.frozen, step.batch, where)
     except SegjaxError as error:
         if not (used := _USED.search(str(error.__cause__ or error))):
             raise
@@ -71,24 +64,11 @@ def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int =
     }
 
 
-def _arguments(config, stage: build.Stage, mesh: jax.sharding.Mesh, rows_each: int) -> tuple[Any, Any, Any]:
-    """(state, frozen, batch) as ShapeDtypeStructs with shardings: what `compile_step` takes."""
-    shapes = bench_shapes.batch(stage, rows_each * mesh.size)
-    split = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh)) for key, x in shapes.items()}
-    uneven = next((key for key, x in shapes.items() if x.shape[0] % mesh.size), None)
-    if uneven:
-        raise ConfigError(f"{shapes[uneven].shape[0]} rows of {uneven} do not divide over {mesh.size} chips: pass another --per-device")
-    state = jax.eval_shape(stage.method.init, jax.random.key(0), shapes)
-    state = meshes.with_shardings(state, meshes.shard_rules(state, mesh, build.sharding_overrides(stage)))
-    weights = bench_shapes.frozen_weights(config, stage)
-    return state, meshes.with_shardings(weights, meshes.shard_rules(weights, mesh)), split
-
-
 def table(row: dict[str, Any]) -> str:
     """The row in words."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
     size = lambda count: "?" if count is None else f"{count / 1e9:,.3f} GB"
-    work = f"{row['stage']}: {row['rows_each']} rows a chip of {'x'.join(map(str, row['crop']))}, {row['dtype']}"
+    work = f"{row['stage']}: {row['rows_each']} rows a chip of {_crop(row['crop'])}, {row['dtype']}"
     head = f"{row['topology']} ({row['devices']} chips, {mesh}), {work}"
     verdict = f"{'fits' if row['fits'] else 'DOES NOT FIT'}: {size(row['peak_bytes'])} of {size(row['limit_bytes'])} a chip"
     if "flops" not in row:
@@ -112,3 +92,7 @@ def table(row: dict[str, Any]) -> str:
 
 
 _MEMORY = {"argument": "arguments", "temp": "temporary", "output": "outputs", "alias": "of them aliased"}
+
+
+def _crop(crop: Any) -> str:
+    return "x".join(map(str, crop)) if isinstance(crop, list | tuple) else str(crop)

@@ -13,7 +13,8 @@ import pytest
 from segjax import cli
 from segjax.data import pipeline
 from segjax.errors import ConfigError, WeightsError
-from segjax.verbs import bench_shapes, build, config_file
+from segjax.runtime import mesh as meshes
+from segjax.verbs import bench_shapes, bench_step, build, config_file
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install libtpu)")
@@ -104,6 +105,44 @@ def test_a_small_network_compiles_for_four_chips(tiny_config, tmp_path, capsys):
     assert row["model"]["inputs"]["flops"] == 197e12 and "libtpu" in row["versions"]
     printed = capsys.readouterr().out
     assert "fits" in printed and "all-reduce" in printed and "weak scaling" in printed
+
+
+STEPPING = """
+import types
+
+import jax
+import jax.numpy as jnp
+
+from segjax.runtime import mesh as meshes
+from segjax.typing import Method
+
+
+def check_stage(config, name): ...
+def run_stage(config, name, place, places, on_change): ...
+
+
+def step_shapes(config, name, mesh):
+    rows = config.stages[name].batch_size
+    method = Method(None, lambda state, frozen, batch: (state, {"loss": batch["x"].sum()}), None)
+    batch = {"x": jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=meshes.batch_sharding(mesh))}
+    return types.SimpleNamespace(method=method, state={}, frozen=(), batch=batch)
+"""
+
+
+def test_another_verbs_step_is_taken_from_it(tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "bench_fork").mkdir()
+    (tmp_path / "bench_fork" / "stepping.py").write_text(STEPPING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config, mesh = config_file.load(tiny_config), meshes.make_mesh(4)
+    with config.unlocked():
+        config.stages.other = {"verb": "bench_fork.stepping"}
+        config.stages.labels = {"verb": "pseudo-label"}
+    step = bench_step.of_stage(config, "other", mesh, 3)
+    assert step.batch["x"].shape == (12,) and step.about["rows_each"] == 3 and step.about["verb"] == "bench_fork.stepping"
+    with pytest.raises(ConfigError, match="no step to compile"):
+        bench_step.of_stage(config, "labels", mesh, 1)
+    trained = bench_step.of_stage(config, "source_only", mesh, 2)
+    assert trained.batch["source_image"].shape[0] == 8 and trained.about["parameters"] > 0
 
 
 def test_targets_keep_their_proportion_and_meshes_are_read(tiny_config):
