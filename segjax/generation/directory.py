@@ -80,11 +80,12 @@ class StableDiffusion:
 
     def sha256(self) -> str:
         """Over the bytes of the three networks' weights files."""
-        digest = hashlib.sha256()
-        for name in FOLDERS:
-            for file in sources.files(getattr(self, name).file):
-                digest.update(f"{name} {safetensors_io.sha256(file)}\n".encode())
-        return digest.hexdigest()
+        return _sha256({name: getattr(self, name).file for name in FOLDERS})
+
+
+def sha256(path: str | os.PathLike, variant: str = "") -> str:
+    """`StableDiffusion.sha256` of a directory without reading its networks. WeightsError: a network's weights are missing."""
+    return _sha256({name: locate(pathlib.Path(path) / folder, variant) for name, folder in FOLDERS.items()})
 
 
 def read(path: str | os.PathLike, *, variant: str = "", dtype: DTypeLike = jnp.float32) -> StableDiffusion:
@@ -167,6 +168,14 @@ def _without_flax(index: Mapping[str, Any]) -> dict[str, Any]:
     """Class names of a Flax revision as those of the networks that are written."""
     plain = lambda value: [part.removeprefix("Flax") if isinstance(part, str) else part for part in value]
     return {name: plain(value) if isinstance(value, list) else value for name, value in index.items()}
+
+
+def _sha256(weights: Mapping[str, pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in weights.items():
+        for file in sources.files(path):
+            digest.update(f"{name} {safetensors_io.sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _json(path: pathlib.Path, problem: str) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Tokenizer:
             row[: len(tokens)] = tokens
         return ids
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has with begin and end, whole: one with more than `context` loses some when it is read."""
+        return [len(row) for row in self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
+
 
 def find(folder: "str | os.PathLike") -> pathlib.Path:
     """The folder that holds tokenizer files: this one (of a file, the one around it), or `tokenizer` in it. WeightsError: neither."""

@@ -14,6 +14,7 @@ draws are of one and the same network. What comes closest is 1,000 / B steps wit
 steps of B see B times as many crops at B times the cost.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -122,16 +123,19 @@ def make(
     names = ("unet", "text") if train_text else ("unet",)
     scale = (lora_rank if lora_alpha is None else lora_alpha) / lora_rank if lora_rank else 0.0
 
+    @functools.cache  # init is traced twice, and these networks take seconds
+    def shapes(name: str) -> Any:
+        module = {"unet": unet, "text": text}[name]
+        return jax.eval_shape(module.init, jax.random.key(0), *module.example())["params"]
+
     def init(key: Key, batch: Batch) -> TrainState:
         del batch
         params: dict[str, Any] = {}
         for number, name in enumerate(names):
-            module = {"unet": unet, "text": text}[name]
-            like = jax.eval_shape(module.init, key, *module.example())["params"]
             if lora_rank:
-                params[f"{name}_lora"] = lora.adapters(jax.random.fold_in(key, number), like, lora_rank)
+                params[f"{name}_lora"] = lora.adapters(jax.random.fold_in(key, number), shapes(name), lora_rank)
             else:
-                params[name] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+                params[name] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes(name))
         return TrainState.create(key, {"params": params}, optimizer)
 
     def posterior(frozen: Frozen, stream: str, key: Key, elements: Array) -> dict[str, Array]:

@@ -38,6 +38,7 @@ def train(
     log_every: int = 50,
     evaluate: Callable[[State, int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    resumed: Callable[[State, int], None] | None = None,
     host_metrics: Callable[[], Mapping[str, float]] = dict,
     sharding_overrides: meshes.Overrides = (),
     stop_on_nan: bool = True,
@@ -47,7 +48,8 @@ def train(
 
     batches: batches(start) iterates this process's numpy batches from step `start` on, the same whatever came before.
     initial_variables: {"params", "batch_stats"} put into a new state by `state.with_variables`. evaluate: called with the state
-    after every `evaluate_every` steps (0: never); what it returns is logged. A row of metrics is the mean over `log_every` steps,
+    after every `evaluate_every` steps (0: never); what it returns is logged. resumed: called once with a state that came from a
+    checkpoint, for what a kill may have cut off after that save. A row of metrics is the mean over `log_every` steps,
     with images_per_s (rows of the largest input), step_s, data_wait (share of the window), goodput (share of the time since the call
     that went into steps) and what host_metrics() says. `stop_on_nan` looks at metrics named loss..., and at params before a save.
     profile: (first, last), steps whose trace is written to the workdir's profile/ (`runtime.profile`).
@@ -66,6 +68,8 @@ def train(
         stream, first = _first_batch(batches, 0)
         spec = meshes.batch_spec(first, mesh)
         state, start = _begin(method, seed, first, mesh, saves, initial_variables, sharding_overrides)
+        if start and resumed is not None:
+            resumed(state, start)
         if start >= steps:
             return state
         if start:

@@ -7,7 +7,7 @@ Impossible combinations raise here, before a device is touched.
 import dataclasses
 import inspect
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -168,10 +168,15 @@ def make_mesh(stage: Stage) -> jax.sharding.Mesh:
 
 def sharding_overrides(stage: Stage) -> tuple[tuple[str, PartitionSpec], ...]:
     """The stage's `sharding`, pairs of (regex over parameter paths, mesh axis or None a dimension), as the loop takes them."""
-    pairs = stage.spec.get("sharding", ())
+    return overrides(stage.spec.get("sharding", ()), f"config.stages.{stage.name}.sharding")
+
+
+def overrides(pairs: Iterable[Any], where: str) -> tuple[tuple[str, PartitionSpec], ...]:
+    """Such pairs of plain values. ConfigError: something that is no pair."""
+    pairs = tuple(pairs)
     for pair in pairs:
         if len(pair) != 2 or not isinstance(pair[0], str):
-            raise ConfigError(f'config.stages.{stage.name}.sharding: {pair!r} is no pair like ("conv2/kernel", (None, None, None, "fsdp"))')
+            raise ConfigError(f'{where}: {pair!r} is no pair like ("conv2/kernel", (None, None, None, "fsdp"))')
     return tuple((pattern, PartitionSpec(*axes)) for pattern, axes in pairs)
 
 

@@ -87,7 +87,8 @@ def prepare(place: pathlib.Path, settings: Mapping[str, Any], mesh: jax.sharding
 
 def changes(place: pathlib.Path, settings: Mapping[str, Any]) -> list[str]:
     """What differs from the settings of the work that a folder holds; nothing when it holds none."""
-    old = read_json(place / CONFIG) if any((place / name).exists() for name in ("checkpoints", PARTIAL, DONE)) else None
+    work = ("checkpoints", PARTIAL, DONE, "manifest.jsonl")
+    old = read_json(place / CONFIG) if any((place / name).exists() for name in work) else None
     return [] if old is None else difference(old, settings)
 
 

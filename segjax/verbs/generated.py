@@ -1,7 +1,8 @@
 """The folder that `generate` fills: images and `manifest.jsonl`, so kept that a run killed at any moment goes on where it stopped.
 
 An image is written whole, then its row is appended; a row whose image is missing or damaged counts for nothing. In the end the rows are
-sorted, so a run in pieces leaves the bytes of an unbroken one. `generation.json` holds what every image has in common.
+sorted, so a run in pieces leaves the bytes of an unbroken one. `generation.json` holds what every image has in common and, until all are
+there, how many are wanted ("unfinished"), by which a reader knows half a set.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from segjax.runtime.preemption import Preemption
 from segjax.verbs import folder, startup
 from segjax.weights import safetensors_io
 
-MANIFEST, SETTINGS = "manifest.jsonl", "generation.json"
+MANIFEST, SETTINGS, UNFINISHED = "manifest.jsonl", "generation.json", "unfinished"
 
 
 class Generated:
@@ -36,13 +37,23 @@ class Generated:
         self._rows = place / (f".manifest.{process}.jsonl" if process else MANIFEST)
         if process == 0:
             folder.writable(place)
-            self._check()
-            folder.write_json(place / SETTINGS, self.settings)
+            old = self._check()
+            folder.write_json(place / SETTINGS, {**self.settings, **({UNFINISHED: old[UNFINISHED]} if UNFINISHED in old else {})})
             for left in place.glob(".*.png.tmp"):
                 left.unlink()
             self.join()
         startup.barrier("generated: joined")
         self.done = set(self._read(place / MANIFEST))
+
+    def begin(self, count: int) -> None:
+        """Notes that `count` images are wanted and some are not there."""
+        if jax.process_index() == 0:
+            folder.write_json(self.place / SETTINGS, {**self.settings, UNFINISHED: count})
+
+    def end(self) -> None:
+        """Notes that all are there."""
+        if jax.process_index() == 0:
+            folder.write_json(self.place / SETTINGS, self.settings)
 
     def join(self) -> int:
         """Puts every process's rows into the manifest, in the images' order, and returns how many there are."""
@@ -71,17 +82,19 @@ class Generated:
         except OSError as error:
             raise SegjaxError(f"{path}: cannot be written ({error.strerror}): free space, and the same command goes on") from error
 
-    def _check(self) -> None:
+    def _check(self) -> dict[str, Any]:
+        """What generation.json holds, {} where there is none. ConfigError: images of other settings."""
         old = folder.read_json(self.place / SETTINGS)
         if old is None:
             if (self.place / MANIFEST).exists():
                 raise ConfigError(f"--output={self.place}: holds a {MANIFEST} without {SETTINGS}: choose another folder")
-            return
+            return {}
         changed = [f"{key}: {old.get(key)!r} -> {value!r}" for key, value in self.settings.items() if old.get(key) != value]
         if changed:
             raise ConfigError(
-                f"--output={self.place}: its images were made with other settings ({'; '.join(changed)}): choose another folder"
+                f"{self.place}: its images were made with other settings ({'; '.join(changed)}): choose another folder, or move this one"
             )
+        return old
 
     def _read(self, path: pathlib.Path) -> dict[int, dict[str, Any]]:
         """index -> row of the images that are there as they were written; a line that a kill cut off is none."""

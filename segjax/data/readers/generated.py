@@ -1,5 +1,6 @@
 """A folder of generated images with its manifest, and pseudo-labels for them if there are any."""
 
+import hashlib
 import json
 import pathlib
 
@@ -14,6 +15,7 @@ class Generated(FolderDataset):
 
     prefix: the first so many, so that sets of growing size contain each other. labels: a folder, below root or not, of label PNGs of the
     same relative names; "" leaves the set unlabelled. Other keywords: FolderDataset (of its filters, `names`, `include`, `exclude`).
+    DataError: no manifest, one that is cut off, a set whose generation was stopped (generation.json), images that are not there.
     """
 
     def __init__(
@@ -21,7 +23,11 @@ class Generated(FolderDataset):
     ):
         layout = Layout("generated images", root, "a folder that `segjax generate` wrote")
         file = layout.root / manifest
+        _finished(layout.root)
         entries = _read(file)
+        if missing := [entry["image"] for entry in entries if not (layout.root / entry["image"]).is_file()]:
+            told = f"{len(missing)} of {len(entries)} images, first {missing[0]}"
+            raise DataError(f"{file} names {told}, that are not in {layout.root}: copy the whole folder, or generate again")
         if prefix is not None and not 0 < prefix <= len(entries):
             raise ConfigError(f"generated images: prefix={prefix}: expected 1 to {len(entries)}, as many as {file} names")
         entries = entries[:prefix]
@@ -32,6 +38,22 @@ class Generated(FolderDataset):
         super().__init__(layout.root, file_list=listed, labelled=labelled, **keywords)
         kept = {str(image) for image, _ in self.pairs}
         self.manifest = [entry for entry in entries if str(layout.root / entry["image"]) in kept]
+
+    def __repr__(self) -> str:
+        """By what was generated, not by where it lies: a run that was moved is still the same run."""
+        said = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
+        about = f"{self.label_space.name}, {self.encoding}, resize={self.resize}, labelled={self.labelled}"
+        return f"Generated({self.root.name}, {len(self)} examples, manifest {said}, {about})"
+
+
+def _finished(root: pathlib.Path) -> None:
+    """DataError for a folder whose generator notes that more images were wanted."""
+    try:
+        wanted = json.loads((root / "generation.json").read_text()).get("unfinished")
+    except (OSError, ValueError, AttributeError):
+        return
+    if wanted:
+        raise DataError(f"{root} is half a set, the generation of its {wanted} images was stopped: start the same `segjax` command again")
 
 
 def _read(path: pathlib.Path) -> list[dict]:
