@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from segjax.errors import SegjaxError
+from segjax.runtime.jaxprs import count_flops as count_flops
 from segjax.runtime.log import say
 from segjax.runtime.mesh import replicated
 from segjax.runtime.state import path_name
@@ -106,42 +106,6 @@ def _check_state(before: Any, after: Any) -> None:
             f"the method's step turns state.{name.replace('/', '.')} from {old.get(name, 'absent')} into {new.get(name, 'absent')}"
             f"{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}: a step returns the state as it came"
         )
-
-
-def count_flops(jaxpr) -> float:
-    """Floating-point operations of the products and convolutions in a jaxpr; a scan counts times its length, a cond its largest branch."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name in ("dot_general", "conv_general_dilated"):
-            total += equation_flops(eqn)
-        elif name == "cond":
-            total += max(count_flops(branch.jaxpr) for branch in params["branches"])
-        else:
-            times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-            total += times * sum(count_flops(inner) for inner in inner_jaxprs(params))
-    return total
-
-
-def equation_flops(eqn) -> float:
-    """Floating-point operations of one product or convolution."""
-    params = eqn.params
-    if eqn.primitive.name == "dot_general":
-        left, axes = eqn.invars[0].aval.shape, params["dimension_numbers"][0][0]
-        return 2.0 * eqn.outvars[0].aval.size * float(np.prod([left[a] for a in axes]))
-    kernel = eqn.invars[1].aval
-    features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    holes = float(np.prod(params["lhs_dilation"])) * params["batch_group_count"]
-    return 2.0 * eqn.outvars[0].aval.size * kernel.size / features / holes
-
-
-def inner_jaxprs(params: dict) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters: bodies of loops and calls."""
-    for value in params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            part = getattr(part, "jaxpr", part)
-            if hasattr(part, "eqns"):
-                yield part
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 import dataclasses
 import re
 
-from segjax.runtime.compile import inner_jaxprs
-from segjax.runtime.products import equation_work
+from segjax.runtime import jaxprs
+from segjax.runtime.products import product_bytes
 
 _WRAPPER = re.compile(r"[\w.<>-]+\(|\)")
 
@@ -24,37 +24,17 @@ def by_module(closed) -> dict[str, Share]:
     closed: a closed jaxpr. Scopes are those that Flax (and `jax.named_scope`) leave; loops count times their length.
     """
     found: dict[str, Share] = {}
-    _walk(closed.jaxpr, (), 1, found)
-    return found
-
-
-def _walk(jaxpr, outer: tuple[str, ...], times: float, found: dict[str, Share]) -> None:
-    for eqn in jaxpr.eqns:
-        scopes = (*outer, str(eqn.source_info.name_stack))
-        work = equation_work(eqn)
-        if work is not None:
-            share = found.setdefault(_path(scopes), Share())
-            if any("transpose(" in scope for scope in scopes):
-                share.backward += times * work.flops
-            else:
-                share.forward += times * work.flops
-            share.bytes += times * work.bytes
-        elif eqn.primitive.name == "cond":
-            branches = [branch.jaxpr for branch in eqn.params["branches"]]
-            _walk(max(branches, key=lambda branch: sum(s.forward + s.backward for s in _of(branch).values())), scopes, times, found)
+    for product in jaxprs.products(closed.jaxpr):
+        share = found.setdefault(_path(product.scopes), Share())
+        if any("transpose(" in scope for scope in product.scopes):
+            share.backward += product.flops
         else:
-            length = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            for inner in inner_jaxprs(eqn.params):
-                _walk(inner, scopes, times * length, found)
-
-
-def _of(jaxpr) -> dict[str, Share]:
-    found: dict[str, Share] = {}
-    _walk(jaxpr, (), 1, found)
+            share.forward += product.flops
+        share.bytes += product_bytes(product)
     return found
 
 
 def _path(scopes: tuple[str, ...]) -> str:
-    """ "transpose(jvp(Net))/head" within "" -> "Net/head"; what transformations put around a scope is no module."""
+    """ "transpose(jvp(Net))/head/head._stem" -> "Net/head"; what transformations put around a scope is no module, nor is a method."""
     parts = [part for scope in scopes for part in _WRAPPER.sub("", scope).split("/")]
-    return "/".join(part for part in parts if part)
+    return "/".join(part for part in parts if part and "." not in part)

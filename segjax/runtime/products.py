@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segjax.runtime.compile import count_flops, equation_flops, inner_jaxprs
+from segjax.runtime import jaxprs
 
 
 class Work(NamedTuple):
-    """flops: `compile.count_flops`. bytes: each operand and result of every product and convolution once, at its own type, loops times
+    """flops: `jaxprs.count_flops`. bytes: each operand and result of every product and convolution once, at its own type, loops times
     their length; and each argument and result of the whole function once."""
 
     flops: float
@@ -22,28 +22,13 @@ class Work(NamedTuple):
 def work(closed) -> Work:
     """The work of a closed jaxpr (`jax.make_jaxpr(f)(...)`, or `jax.jit(f).trace(...).jaxpr`)."""
     ends = [*closed.jaxpr.invars, *closed.jaxpr.outvars]
-    return Work(count_flops(closed.jaxpr), _product_bytes(closed.jaxpr) + sum(_bytes(end.aval) for end in ends))
+    found = list(jaxprs.products(closed.jaxpr))
+    return Work(sum(each.flops for each in found), sum(map(product_bytes, found)) + sum(_bytes(end.aval) for end in ends))
 
 
-def equation_work(eqn) -> Work | None:
-    """The work of one product or convolution, None for any other equation."""
-    if eqn.primitive.name not in ("dot_general", "conv_general_dilated"):
-        return None
-    return Work(equation_flops(eqn), sum(_bytes(value.aval) for value in (*eqn.invars, *eqn.outvars)))
-
-
-def _product_bytes(jaxpr) -> float:
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if (own := equation_work(eqn)) is not None:
-            total += own.bytes
-        elif name == "cond":
-            total += max(_product_bytes(branch.jaxpr) for branch in params["branches"])
-        else:
-            times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-            total += times * sum(_product_bytes(inner) for inner in inner_jaxprs(params))
-    return total
+def product_bytes(product: jaxprs.Product) -> float:
+    """Operands and result of all runs of a product."""
+    return product.times * sum(_bytes(value.aval) for value in (*product.eqn.invars, *product.eqn.outvars))
 
 
 def _bytes(aval) -> float:

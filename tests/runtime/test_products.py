@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from segjax.runtime import modules, products
+from segjax.runtime import jaxprs, modules, products
 
 
 class Block(nn.Module):
@@ -29,6 +29,22 @@ def test_work_is_operations_and_bytes_of_products_and_ends():
     assert products.work(closed) == products.Work(2 * 4 * 6 * 10, inside + ends)
     loop = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0])(jnp.zeros((4, 4)))
     assert products.work(loop) == products.Work(5 * 2 * 4**3, 5 * 3 * 64 + 2 * 64)
+
+
+def test_what_nothing_reads_does_not_count():
+    """The primal of a vjp whose pullback alone is used, at the top and in the branches of a conditional."""
+    x, w = jnp.zeros((4, 6)), jnp.zeros((6, 10))
+
+    def pullback(x, w, dy):
+        return jax.vjp(lambda x, w: x @ w, x, w)[1](dy)
+
+    both = 2 * (2.0 * 4 * 6 * 10)
+    dy = jnp.zeros((4, 10))
+    assert jaxprs.count_flops(jax.make_jaxpr(pullback)(x, w, dy).jaxpr) == both
+    chosen = lambda x, w, dy: jax.lax.platform_dependent(x, w, dy, cpu=pullback, default=lambda x, w, dy: (dy @ w.T, x.T @ dy))
+    assert jaxprs.count_flops(jax.make_jaxpr(chosen)(x, w, dy).jaxpr) == both
+    one = lambda x, w, dy: jax.jit(pullback)(x, w, dy)[0]
+    assert jaxprs.count_flops(jax.make_jaxpr(one)(x, w, dy).jaxpr) == both / 2
 
 
 def test_roofline_is_the_slower_of_the_two():
