@@ -43,7 +43,7 @@ def refine_labels(
     num_points: int = NUM_POINTS,
     places: int | None = None,
     erode: bool = False,
-    chunk: int = 8,
+    chunk: int = 4,
     remove_overlaps: bool = True,
     second_pass: bool = False,
 ) -> Refined:

@@ -98,7 +98,7 @@ def refine(
     enlarge: Enlarge,
     *,
     num_classes: int,
-    chunk: int = 8,
+    chunk: int = 4,
     remove_overlaps: bool = True,
     second_pass: bool = False,
     max_slots: int | None = None,
