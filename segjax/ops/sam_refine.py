@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops import components
+from segjax.ops import component_pixels, components
 from segjax.ops.mask_losses import Targets
 from segjax.ops.prompts import NOT_A_POINT, PADDING, POSITIVE
 from segjax.typing import IGNORE, Array, Key
@@ -66,8 +66,8 @@ def component_prompts(
     """
     found = components.kept(label, min_area=min_area, num_classes=num_classes, places=places)
     count = found.valid.shape[1]
-    place = components.eroded(found.place, count) if erode else found.place
-    pixels, enough = components.random_pixels(key, place, count, num_points)
+    place = component_pixels.eroded(found.place, count) if erode else found.place
+    pixels, enough = component_pixels.random_pixels(key, place, count, num_points)
     valid = found.valid & enough
     first = jnp.argsort(~valid, 1, stable=True)
     prompts = Prompts(to_points(pixels, label.shape[2]), found.label, valid)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage, stats
 
-from segjax.ops import components
+from segjax.ops import component_pixels, components
 from segjax.runtime import mesh as meshes
 
 first_pixels = jax.jit(components.components)
@@ -77,7 +77,7 @@ def test_images_of_a_batch_do_not_touch_and_one_device_is_eight():
 def kept_of(label, min_area, places):
     found = components.kept(label, min_area=min_area, num_classes=19, places=places)
     count = found.valid.shape[1]
-    return found, components.eroded(found.place, count), components.rows_of(found.place, count)
+    return found, component_pixels.eroded(found.place, count), component_pixels.rows_of(found.place, count)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -93,7 +93,7 @@ def test_kept_components_and_points_are_the_originals(goldens, seed):
     np.testing.assert_array_equal(np.asarray(inside)[image] == place[:, None, None], raw["out_eroded"])
     index = np.zeros((*found.valid.shape, count), np.int32)
     index[image, place] = raw["rnd_index"]
-    pixels = np.asarray(components.pixels_at(found.place, rows, jnp.asarray(index)))[image, place]
+    pixels = np.asarray(component_pixels.pixels_at(found.place, rows, jnp.asarray(index)))[image, place]
     np.testing.assert_array_equal(np.stack([pixels % 96, pixels // 96], -1), raw["out_points"])
 
 
@@ -112,7 +112,7 @@ def test_more_components_than_places_leave_the_largest(goldens):
 def test_the_nth_true_pixel():
     mask = np.random.default_rng(2).random((2, 7, 9)) < 0.3
     where = [np.flatnonzero(one) for one in mask]
-    got = jax.jit(components.nth_true)(mask, np.broadcast_to(np.arange(40), (2, 40)))
+    got = jax.jit(component_pixels.nth_true)(mask, np.broadcast_to(np.arange(40), (2, 40)))
     for one, want in zip(got, where, strict=True):
         assert one.tolist() == [*want, *[-1] * (40 - len(want))]
 
@@ -121,7 +121,7 @@ def test_random_pixels_are_different_and_equally_likely():
     label = np.zeros((1, 4, 6), np.uint8)
     label[0, 1:3, 1:4] = 1
     place = jnp.where(label == 1, 1, 0)
-    draw = jax.jit(jax.vmap(lambda key: components.random_pixels(key, place, 3, 5)))
+    draw = jax.jit(jax.vmap(lambda key: component_pixels.random_pixels(key, place, 3, 5)))
     pixels, enough = draw(jax.random.split(jax.random.key(1), 3000))
     assert enough[0].tolist() == [[True, True, False]]
     own = {7, 8, 9, 13, 14, 15}
