@@ -26,7 +26,7 @@ NET = """
         def __call__(self, image, train=False):
             x = Conv(8, (3, 3), 2, padding=1, name="conv")(image)
             x = nn.relu(BatchNorm(name="norm")(x, train))
-            return {"logits": Conv(self.num_classes, (1, 1), use_bias=True, name="classifier")(x)}
+            return {"logits": Conv(self.num_classes, (1, 1), use_bias=True, name="classifier")(x), "features": x}
 """
 CONFIG = """
     import sys
