@@ -83,12 +83,17 @@ def traced():
     """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds.
 
     HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose features
-    are half as large as its logits, one layout is enough, under the method that reads both.
+    are half as large as its logits, one layout is enough, under the method that reads both. DAFormer and HRDA are traced over MiT-B5 alone;
+    over ResNet-101, and other methods over MiT-B5, they are built: tests/methods and tests/nets have them small.
     """
     enet, ocr = "segjax.nets.enet:ENet", "segjax.nets.ocr:HRNetOCR"
     skipped = {("warmup", ocr, None), ("selftrain", ocr, None)}
     skipped |= {("warmup", enet, "torch7"), ("warmup", enet, "pytorch"), ("selftrain", enet, "pytorch")}
-    return {(f"segjax.methods.diga_{method}:make", network, layout) for method, network, layout in skipped}
+    known = {(f"segjax.methods.diga_{method}:make", network, layout) for method, network, layout in skipped}
+    daformer, r101, high = "segjax.nets.daformer:DAFormer", "segjax.nets.dlv2:DLV2", "segjax.nets.hrda:HRDADLV2"
+    hosts = {("dacs", daformer, None), ("source_only", daformer, None), ("daformer", r101, None), ("hrda", high, None)}
+    hosts |= {("dacs", enet, "pytorch")}
+    return known | {(f"segjax.methods.{method}:make", network, layout) for method, network, layout in hosts}
 
 
 def _trace(stage):
