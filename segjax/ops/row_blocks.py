@@ -128,11 +128,13 @@ class _Plan:
         self.batch, _, self.classes, self.w = shape
         first, weights = _row_blocks(shape[1], size[0], rows, align_corners)
         self.rows, self.width, self.touched = rows, size[1], weights.shape[2]
-        self.columns = jnp.asarray(interpolation_matrix(self.w, self.width, align_corners))
+        # None: full-size logits (ENet's) have their columns already, and a product with 1 would be a third of such a network's operations
+        self.columns = None if self.w == self.width else jnp.asarray(interpolation_matrix(self.w, self.width, align_corners))
         self.places = jnp.asarray(first), jnp.asarray(weights)
 
     def up(self, z: Array, start: Array, mix: Array) -> Array:
-        wide = _product(lax.dynamic_slice_in_dim(z, start, self.touched, 1).reshape(-1, self.w), self.columns.T)
+        wide = lax.dynamic_slice_in_dim(z, start, self.touched, 1).reshape(-1, self.w)
+        wide = wide if self.columns is None else _product(wide, self.columns.T)
         mix = jnp.broadcast_to(mix, (self.batch, *mix.shape))
         full = _product(mix, wide.reshape(self.batch, self.touched, self.classes * self.width))
         return full.reshape(self.batch, self.rows, self.classes, self.width)
@@ -140,7 +142,8 @@ class _Plan:
     def add_down(self, slope: Array, back: Array, start: Array, mix: Array) -> Array:
         mix = jnp.broadcast_to(mix.T, (self.batch, *mix.T.shape))
         back = _product(mix, back.reshape(self.batch, self.rows, self.classes * self.width))
-        back = _product(back.reshape(-1, self.width), self.columns).reshape(self.batch, self.touched, self.classes, self.w)
+        back = back if self.columns is None else _product(back.reshape(-1, self.width), self.columns)
+        back = back.reshape(self.batch, self.touched, self.classes, self.w)
         return lax.dynamic_update_slice_in_dim(slope, lax.dynamic_slice_in_dim(slope, start, self.touched, 1) + back, start, 1)
 
 
