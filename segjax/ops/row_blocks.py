@@ -128,7 +128,7 @@ class _Plan:
         self.batch, _, self.classes, self.w = shape
         first, weights = _row_blocks(shape[1], size[0], rows, align_corners)
         self.rows, self.width, self.touched = rows, size[1], weights.shape[2]
-        # None: full-size logits (ENet's) have their columns already, and a product with 1 would be a third of such a network's operations
+        # None: full-size logits (ENet's) have their columns already, and a product with 1 would be a fifth of its step's operations
         self.columns = None if self.w == self.width else jnp.asarray(interpolation_matrix(self.w, self.width, align_corners))
         self.places = jnp.asarray(first), jnp.asarray(weights)
 
