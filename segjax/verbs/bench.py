@@ -35,10 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser):
     text = "share of the chip's peak that the step-time model of --topology assumes for products (default 1: the floor)"
     parser.add_argument("--efficiency", type=float, default=1.0, metavar="SHARE", help=text)
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE.jsonl", help="append the rows to this file")
+    parser.add_argument("--show", type=pathlib.Path, metavar="FILE.jsonl", help="only print the rows of this file as tables")
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.svg", help="draw the measured rows under their ceilings")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.show:
+        return _show(args.show)
     _check(args)
     if args.against:
         bench_peer.available(args.peer_python)
@@ -66,6 +69,20 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         bench_plot.write(args.plot, rows)
         print(f"{args.plot}: roofline")
+    return 0
+
+
+def _show(path: pathlib.Path) -> int:
+    """The rows of a file, measured ones and compiled ones apart. ConfigError: no such file, or no rows of this verb in it."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--show={path}: {' '.join(str(error).split())}: expected rows that --out wrote") from None
+    tables = {"measured": bench_measure.table, "topology": bench_topology.summary}
+    chosen = {kind: [row for row in rows if isinstance(row, dict) and row.get("kind") == kind] for kind in tables}
+    if not any(chosen.values()):
+        raise ConfigError(f"--show={path}: no row of `segjax bench` in {len(rows)} lines: expected rows that --out wrote")
+    print("\n\n".join(tables[kind](found) for kind, found in chosen.items() if found))
     return 0
 
 

@@ -56,7 +56,7 @@ class Peer:
             runner.carry = runner._own(carry)
         compared = workload.compared or (lambda carry, inputs: runner.compiled(runner._own(carry), inputs)[1])
         with np.load(place / "out.npz") as arrays:
-            return check(compared(carry, runner.inputs[0]), dict(arrays), max(workload.tolerance, 2e-5), "torch")
+            return check(compared(carry, runner.inputs[0]), dict(arrays), workload.tolerance, "torch")
 
     def steps(self, count: int) -> Chunk:
         """Seconds a step of a chunk of `count` steps there."""

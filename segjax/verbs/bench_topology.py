@@ -10,7 +10,9 @@ from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import compile_step
 from segjax.verbs import bench_shapes, bench_step, scores
 
-_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+_SIZE = r"\(?([\d.]+)([KMGT])\)?"
+_USED = re.compile(rf"{_SIZE} (?:of|exceeds available HBM) {_SIZE}")
+"""How the compiler says what a program needs and what there is."""
 
 
 def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int = 0, efficiency: float = 1.0) -> dict[str, Any]:
@@ -92,6 +94,25 @@ def table(row: dict[str, Any]) -> str:
 
 
 _MEMORY = {"argument": "arguments", "temp": "temporary", "output": "outputs", "alias": "of them aliased"}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A line a row: what docs/throughput.md shows of a file of rows."""
+    header = ["step", "slice", "mesh", "GB a chip", "arguments + temporary", "collectives a step", "GFLOP a chip", "ms modelled", "CPU-s"]
+    lines = []
+    for row in rows:
+        mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
+        cells = [f"{row['stage']}, {row['rows_each']} a chip, {row['dtype']}", row["topology"], mesh]
+        cells.append(f"{row['peak_bytes'] / 1e9:.2f} of {row['limit_bytes'] / 1e9:.0f}{'' if row['fits'] else ': does not fit'}")
+        if "flops" not in row:
+            lines.append([*cells, "", "", "", "", f"{row['cpu_seconds']:.0f}"])
+            continue
+        moved = [f"{c['executions']:g} {c['kind']} ({c['group']}) {c['bytes'] / 1e6:,.0f} MB" for c in row["collectives"]]
+        cells += [f"{row['argument_bytes'] / 1e9:.2f} + {row['temp_bytes'] / 1e9:.2f}", "; ".join(moved) or "none"]
+        model = row["model"]
+        cells += [f"{row['flops']['program'] / 1e9:,.0f}", f"{1e3 * model['step_overlapped_s']:.1f} to {1e3 * model['step_s']:.1f}"]
+        lines.append([*cells, f"{row['cpu_seconds']:.0f}"])
+    return scores.table(header, lines)
 
 
 def _crop(crop: Any) -> str:

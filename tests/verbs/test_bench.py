@@ -107,6 +107,17 @@ def test_a_small_network_compiles_for_four_chips(tiny_config, tmp_path, capsys):
     assert "fits" in printed and "all-reduce" in printed and "weak scaling" in printed
 
 
+@libtpu
+def test_what_does_not_fit_is_said(tiny_config, tmp_path, capsys):
+    """A million images a chip: the compiler gives up and names the bytes."""
+    out = tmp_path / "rows.jsonl"
+    flags = ["--stage=source_only", "--topology=v5e:2x2", "--per-device=1000000", f"--out={out}"]
+    assert cli.main(["bench", f"--config={tiny_config}", *flags]) == 0
+    row = json.loads(out.read_text())
+    assert not row["fits"] and row["peak_bytes"] > row["limit_bytes"] > 10e9
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
 STEPPING = """
 import types
 
@@ -143,6 +154,17 @@ def test_another_verbs_step_is_taken_from_it(tiny_config, tmp_path, monkeypatch)
         bench_step.of_stage(config, "labels", mesh, 1)
     trained = bench_step.of_stage(config, "source_only", mesh, 2)
     assert trained.batch["source_image"].shape[0] == 8 and trained.about["parameters"] > 0
+
+
+def test_rows_of_a_file_are_shown(tmp_path, capsys):
+    rows = CONFIGS.parent / "scripts" / "results" / "topology.jsonl"
+    assert cli.main(["bench", f"--show={rows}"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + len(rows.read_text().splitlines()) and "all-reduce" in printed[2]
+    for text in ("", "{}\n", "no json\n"):
+        (tmp_path / "rows.jsonl").write_text(text)
+        assert cli.main(["bench", f"--show={tmp_path / 'rows.jsonl'}"]) == 2
+        assert "expected rows that --out wrote" in capsys.readouterr().err
 
 
 def test_targets_keep_their_proportion_and_meshes_are_read(tiny_config):

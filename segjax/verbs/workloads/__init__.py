@@ -22,7 +22,8 @@ Arrays = dict[str, np.ndarray]
 class Workload:
     """step: (carry, inputs) -> (carry, outputs), jittable; the carry is donated. start: the first carry. draw: one set of inputs, a flat
     dict of arrays whose first axis is split over the devices. reference: (carry, inputs) -> what outputs of these names must be, in a
-    plain form; tolerance: largest difference, relative to each one's largest value. rows: images, pairs or pixels a step of all devices.
+    plain form; tolerance: largest difference, relative to each one's largest value, one for all or by name (and "others"). rows: images,
+    pairs or pixels a step of all devices.
 
     sizes: what the row says of it. dtype: what products are computed in. peer: module of scripts/peers that does the same in torch, which
     reads the same inputs and `sizes`; adopt: (carry, the peer's weights by name) -> carry with them; compared: (carry, inputs) -> what is
@@ -32,7 +33,7 @@ class Workload:
     step: Callable[[Any, Any], tuple[Any, Any]]
     draw: Callable[[np.random.Generator], Arrays]
     reference: Callable[[Any, Any], Any]
-    tolerance: float
+    tolerance: float | Mapping[str, float]
     rows: int
     sizes: Mapping[str, Any]
     start: Callable[[], Any] = tuple
