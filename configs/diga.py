@@ -1,8 +1,8 @@
 """DiGA (Shen et al., CVPR 2023): distil to generalize, then adapt. Warm-up by symmetric distillation, then self-training by consensus.
 
 `:gta_cityscapes`, `:synthia_cityscapes`, `:semi_cityscapes` at the settings of its code, `:camvid_day_dusk` and `:quickstart` to run
-on two CPU cores. Options follow with commas: `translator=gan|fda|identity` (GTA5, SYNTHIA), `split=2|4|8|16` (semi: 1/2 to 1/16 of
-Cityscapes labelled) and `row`:
+on two CPU cores. Options follow with commas: `translator=gan|fda|identity` and `perceptual=on`, its term by VGG19's weights in `vgg` (GTA5,
+SYNTHIA), `split=2|4|8|16` (semi: 1/2 to 1/16 of Cityscapes labelled) and `row`:
 
     diga           translator, warm-up, labels of two scales, centroids, self-training, and a second round
     dg             domain generalisation: the warm-up without a translator and without a target image
@@ -24,10 +24,10 @@ import base
 from ml_collections import config_dict
 
 ROWS = ("diga", "dg", "no_symmetric", "no_crossdomix", "threshold", "faithful")
-OPTIONS = {"translator": ("gan", "fda", "identity"), "row": ROWS, "split": ("2", "4", "8", "16")}
+OPTIONS = {"translator": ("gan", "fda", "identity"), "perceptual": ("off", "on"), "row": ROWS, "split": ("2", "4", "8", "16")}
 TAKES = {
-    "gta_cityscapes": ("translator", "row"),
-    "synthia_cityscapes": ("translator", "row"),
+    "gta_cityscapes": ("translator", "perceptual", "row"),
+    "synthia_cityscapes": ("translator", "perceptual", "row"),
     "semi_cityscapes": ("split", "row"),
     "camvid_day_dusk": ("row",),
     "quickstart": (),
@@ -124,12 +124,16 @@ def _changes(row: str) -> tuple[dict, dict]:
     return warm, both | ({"selection": "threshold"} if row == "threshold" else {})
 
 
-def _translator(kit: Kit, translator: str, row: str, crops: Mapping[str, Any]) -> None:
+def _translator(kit: Kit, translator: str, row: str, crops: Mapping[str, Any], perceptual: str = "off") -> None:
     """The stage that trains the translator, where a row needs one."""
     if translator != "gan" or row in ("dg", "no_crossdomix"):
         return
     adam = {"name": "adam", "lr": 1e-4, "betas": (0.5, 0.999), "schedule": "poly", "power": 0.9}
     knobs = {"adversarial_weight": 0.5, "cycle_weight": 10.0, "edge_weight": 20.0, "perceptual_weight": 0.0, "self_weight": 0.001}
+    frozen = {}
+    if perceptual == "on":
+        kit.config.vgg = "weights/vgg19.pth"  # torchvision's
+        knobs["perceptual_weight"], frozen = 0.1, {"vgg": kit.config.get_oneway_ref("vgg")}
     base.add_stage(
         kit.config,
         "translator",
@@ -138,6 +142,7 @@ def _translator(kit: Kit, translator: str, row: str, crops: Mapping[str, Any]) -
         optimizer=adam,
         data={**kit.data, "target": kit.target, **crops},
         evaluate={},
+        frozen=frozen,
         steps=50_000,
         batch_size=2,
     )
@@ -167,7 +172,7 @@ def _proda(config: Any, classes: int, val: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gta_cityscapes(translator: str = "gan", row: str = "diga"):
+def _gta_cityscapes(translator: str = "gan", row: str = "diga", perceptual: str = "off"):
     config = _paper(f"diga_gta_{row}")
     config.names = config_dict.placeholder(str)
     source = base.gta5(config, resize=None, names=config.get_oneway_ref("names"))
@@ -192,12 +197,12 @@ def _gta_cityscapes(translator: str = "gan", row: str = "diga"):
         truth=truth,
         size=(512, 1024),
     )
-    _translator(kit, translator, row, {"source_crops": _two(low, high, (1, 1)), "target_crops": _two(*city, (1, 1))})
+    _translator(kit, translator, row, {"source_crops": _two(low, high, (1, 1)), "target_crops": _two(*city, (1, 1))}, perceptual)
     _rows(kit, row)
     return config
 
 
-def _synthia_cityscapes(translator: str = "gan", row: str = "diga"):
+def _synthia_cityscapes(translator: str = "gan", row: str = "diga", perceptual: str = "off"):
     """16 classes, hard pixels, lambda and reverse weight 0.25; the warm-up's learning rate rises over 1,000 steps, as was meant there."""
     config = _paper(f"diga_synthia_{row}")
     space = {"label_space": "synthia16"}
@@ -228,7 +233,7 @@ def _synthia_cityscapes(translator: str = "gan", row: str = "diga"):
         truth=truth,
         size=(512, 1024),
     )
-    _translator(kit, translator, row, {"source_crops": _two(low, high, (1, 1)), "target_crops": _two(*city, (1, 1))})
+    _translator(kit, translator, row, {"source_crops": _two(low, high, (1, 1)), "target_crops": _two(*city, (1, 1))}, perceptual)
     _rows(kit, row)
     return config
 

@@ -151,6 +151,8 @@ def test_the_settings_of_diga():
     assert (train.start_from, train.method.distill_weight, train.method.view_share) == ("selftrain", 0.25, 0.3)
     assert train.frozen.centroids == gta.stages.selftrain.frozen.centroids and train.data.target.labels == "{stage:pseudo_2}"
     assert (gta.stages.translator.steps, gta.stages.translator.optimizer.betas) == (50_000, (0.5, 0.999))
+    seen = load("diga.py:synthia_cityscapes,perceptual=on", "--config.vgg=here.pth").stages.translator
+    assert (seen.method.perceptual_weight, seen.frozen.vgg, gta.stages.translator.method.perceptual_weight) == (0.1, "here.pth", 0.0)
     synthia, released = load("diga.py:synthia_cityscapes").stages.warmup, load("diga.py:synthia_cityscapes,row=faithful").stages.warmup
     assert (synthia.steps, synthia.batch_size, synthia.method.hard, synthia.method.reverse_weight) == (60_000, 4, (0.7, 100_000), 0.25)
     assert (synthia.optimizer.schedule, synthia.optimizer.warmup_steps) == ("poly", 1000)
