@@ -114,7 +114,7 @@ def test_diffusers_loads_what_is_written(whole):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(place, safety_checker=None)
     weight = safetensors_io.read(place / "unet/diffusion_pytorch_model.safetensors")[0]["conv_in.bias"]
     np.testing.assert_array_equal(pipeline.unet.conv_in.bias.detach().numpy(), weight)
-    assert pipeline("a photo of sks cars", num_inference_steps=1, height=8, width=8).images[0].size == (8, 8)
+    assert pipeline("a photo of sks cars", num_inference_steps=5, height=8, width=8).images[0].size == (8, 8)
 
 
 def test_the_generated_set_is_the_target(whole):
@@ -147,9 +147,7 @@ def test_stopped_in_every_stage_it_ends_as_if_it_had_not_been(system, whole, tmp
         if next(calls) == 0:
             raise KeyboardInterrupt
 
-    stop_at("01-personalize/class_images", 0)
-    assert cli.main(argv) == 75 and not list(tmp_path.glob("01-personalize/class_images/*.png"))
-    monkeypatch.undo()
+    shutil.copytree(whole / "01-personalize/class_images", tmp_path / "01-personalize/class_images")  # made, and stopped before a step
     monkeypatch.setattr(personalize_work.directory, "write", killed)
     assert cli.main(argv) == 130 and not (tmp_path / "01-personalize/step_2").exists()
     for place, number in ((PLACES[1], 2), (PLACES[2], 1)):
@@ -171,9 +169,11 @@ def test_a_changed_model_or_count_is_noticed(system, whole, tmp_path, capsys):
     assert cli.main(argv) == 0 and capsys.readouterr().out.count("nothing to do") == 3  # moved, and still the same run
     assert cli.main([*argv, "--config.stages.personalize.steps=6"]) == 2
     assert "steps: 4 -> 6" in capsys.readouterr().err
-    assert cli.main([*argv, "--config.stages.generate.guidance=3.0", "--on-change=continue"]) == 2
+    assert cli.main([*argv, "--config.stages.generate.plan=stuff"]) == 2
+    assert "plan: things -> stuff" in capsys.readouterr().err
+    assert cli.main([*argv, "--config.stages.generate.plan=stuff", "--on-change=continue"]) == 2
     error = capsys.readouterr().err
-    assert "guidance: 7.5 -> 3.0" in error and error.count("\n") == 1
+    assert "02-generate: its images were made with other settings (prompts_sha256" in error and error.count("\n") == 1
 
 
 def test_half_a_generated_set_is_refused(whole, tmp_path):
