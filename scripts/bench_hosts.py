@@ -21,6 +21,8 @@ from segjax.nets.hrda import HRDA
 from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import compile_step
 from segjax.runtime.optim import make_optimizer
+from segjax.runtime.state import TrainState
+from segjax.verbs.variables import shapes
 
 MIT: dict = dict(variant="b0", depths=(1, 1, 1, 1), channels=64)
 ONE, TWO = DAFormer(19, **MIT), HRDA(19, window=(64, 64), attention_channels=64, **MIT)
@@ -33,11 +35,25 @@ HOSTS = {
 }
 
 
-def compiled(method, batch: dict, frozen) -> tuple:
+def drawn(model) -> dict:
+    """Variables by numpy: compiling a network's init would take longer than all that is timed here."""
+    rng = np.random.default_rng(1)
+
+    def leaf(path, x):
+        unit = path[-1].key in ("scale", "var")
+        return np.ones(x.shape, np.float32) if unit else rng.normal(0, 0.05, x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, dict(shapes(model)))
+
+
+def compiled(method, optimizer, variables: dict, batch: dict, frozen, ema: bool) -> tuple:
     """(call that steps on, FLOPs, compile seconds)"""
     mesh = meshes.make_mesh(1)
-    state = jax.device_put(jax.jit(method.init)(jax.random.key(0), batch), meshes.replicated(mesh))
     whole = meshes.replicated(mesh)
+    state = jax.device_put(
+        TrainState.create(jax.random.key(0), variables, optimizer, ema=ema, predicts="student" if ema else "teacher"), whole
+    )
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)
     spec = meshes.with_shardings(jax.eval_shape(lambda: state), jax.tree.map(lambda _: whole, state))
     step, report = compile_step(method, spec, frozen, meshes.batch_spec(batch, mesh), mesh)
     on_device, held = meshes.put_batch(batch, mesh), {"state": state}
@@ -55,12 +71,13 @@ def case(name: str, args) -> dict:
     image = lambda: rng.integers(0, 256, (args.batch, args.side, args.side, 3)).astype(np.uint8)
     label = rng.integers(0, 19, (args.batch, args.side // 16, args.side // 16)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
     batch = {"source_image": image(), "source_label": label, "target_image": image(), "target_label": label * 0}
-    optimizer = make_optimizer(name="adamw", lr=6e-5, weight_decay=0.01, schedule="constant")
-    plain = source_only.make(model=model, optimizer=optimizer)
-    drawn = jax.jit(plain.init)(jax.random.key(1), batch).variables
-    frozen = () if module is dacs else jax.device_put({"imagenet": drawn}, meshes.replicated(meshes.make_mesh(1)))
-    host = module.make(model=model, optimizer=optimizer, **options)
-    parts = {"plain": compiled(plain, batch, ()), "host": compiled(host, batch, frozen)}
+    optimizer, variables = make_optimizer(name="adamw", lr=6e-5, weight_decay=0.01, schedule="constant"), drawn(model)
+    frozen = () if module is dacs else jax.device_put({"imagenet": drawn(model)}, meshes.replicated(meshes.make_mesh(1)))
+    plain, host = (make.make(model=model, optimizer=optimizer, **own) for make, own in ((source_only, {}), (module, options)))
+    parts = {
+        "plain": compiled(plain, optimizer, variables, batch, (), ema=False),
+        "host": compiled(host, optimizer, variables, batch, frozen, ema=True),
+    }
     ms = alternate({form: (call, jax.block_until_ready) for form, (call, _, _) in parts.items()}, args.repeats, 1)
     more = parts["host"][1] / parts["plain"][1]
     return {
