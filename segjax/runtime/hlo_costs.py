@@ -50,7 +50,6 @@ def _convolution(one: Instruction, body: dict[str, Instruction]) -> float:
     for length in kernel:
         total *= length
     holes = re.search(r"lhs_dilate=([\dx]+)", one.attributes)
-    groups = re.search(r"batch_group_count=(\d+)", one.attributes)
     for factor in holes[1].split("x") if holes else ():
         total /= int(factor)
-    return total / features / (int(groups[1]) if groups else 1)
+    return total / features

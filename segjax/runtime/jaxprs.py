@@ -78,5 +78,5 @@ def _flops(eqn) -> float:
         return 2.0 * eqn.outvars[0].aval.size * float(np.prod([left[a] for a in axes]))
     kernel = eqn.invars[1].aval
     features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    holes = float(np.prod(params["lhs_dilation"])) * params["batch_group_count"]
+    holes = float(np.prod(params["lhs_dilation"]))
     return 2.0 * eqn.outvars[0].aval.size * kernel.size / features / holes

@@ -54,6 +54,8 @@ def test_flops_of_convolutions_loops_and_branches():
     forward = 2 * (2 * 8 * 8 * 7) * (3 * 3 * 5)
     assert count(convolve, (2, 8, 8, 5), (3, 3, 5, 7)) == forward
     assert count(lambda x, k: convolve(x, k, feature_group_count=5), (2, 8, 8, 5), (3, 3, 1, 5)) == 2 * (2 * 8 * 8 * 5) * 9
+    of_kernel = jax.grad(lambda k, x: convolve(x, k, feature_group_count=5).sum())
+    assert count(of_kernel, (3, 3, 1, 5), (2, 8, 8, 5)) == 2 * (2 * 8 * 8 * 5) * 9
     both = count(jax.value_and_grad(lambda x, k: jnp.square(convolve(x, k)).sum(), argnums=(0, 1)), (2, 8, 8, 5), (3, 3, 5, 7))
     assert 2.9 * forward < both < 3.1 * forward
     alone = count(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1)), (2, 8, 8, 5), (3, 3, 5, 7))

@@ -131,6 +131,19 @@ ENTRY %main (stack: f32[10,64], new: f32[1,64], i: s32[]) -> f32[10,64] {
     assert hlo.count(hlo_text.parse(text)).bytes == slice_bytes + slice_bytes + 2 * slice_bytes
 
 
+def test_operations_of_a_depthwise_kernels_gradient():
+    """Channels as groups of the batch: each output meets the window and the inputs of its own group."""
+    text = """HloModule m
+
+ENTRY %main (x: f32[5,10,10,2], dy: f32[8,8,2,5]) -> f32[1,3,3,5] {
+  %x = f32[5,10,10,2] parameter(0)
+  %dy = f32[8,8,2,5] parameter(1)
+  ROOT %dk = f32[1,3,3,5] convolution(%x, %dy), window={size=8x8}, dim_labels=b01f_01io->b01f, batch_group_count=5
+}
+"""
+    assert hlo.count(hlo_text.parse(text)).flops == 2 * (3 * 3 * 5) * (8 * 8 * 2)
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [
