@@ -24,11 +24,12 @@ from segjax.typing import IGNORE
 SIZES: dict = dict(dims=(8, 8), depths=(1, 1), num_heads=(1, 2), mlp_ratios=(2, 2), sr_ratios=(2, 1), patch_sizes=(7, 3), strides=(4, 2))
 # Hidden blocks are 0 after ImageNet's normalisation, and a row of LayerNorms over zeros (no bias at the start) has a slope of 1e10.
 TWO = HRDA(5, channels=8, attention_channels=8, fusion="conv", window=(16, 16), normalization="none", **SIZES)
-EVERYTHING: dict = dict(betas=(0.1,), stylized_share=0.5, threshold=0.3, ema_decay=0.9)
+COMMON: dict = dict(threshold=0.3, ema_decay=0.9)
+STYLE, STILL = dict(betas=(0.1,), stylized_share=0.5), dict(jitter=0.0, blur_probability=0.0)  # each is compiled under one host
 METHODS = {
-    "dacs": lambda: dacs.make(model=Tiny(), optimizer=optimizer(), source_jitter=True, statistics="target", **EVERYTHING),
+    "dacs": lambda: dacs.make(model=Tiny(), optimizer=optimizer(), source_jitter=True, statistics="target", **STYLE, **COMMON),
     "daformer": lambda: daformer.make(
-        model=Tiny(), optimizer=optimizer(), feature_classes=(1, 3), mask_weight=1.0, mask_block=8, ignore_top=2, **EVERYTHING
+        model=Tiny(), optimizer=optimizer(), feature_classes=(1, 3), mask_weight=1.0, mask_block=8, ignore_top=2, **COMMON
     ),
     "hrda": lambda: hrda.make(
         model=TWO,
@@ -38,7 +39,8 @@ METHODS = {
         mask_weight=0.5,
         mask_block=8,
         mask_images="half",
-        **EVERYTHING,
+        **STILL,
+        **COMMON,
     ),
 }
 
