@@ -51,7 +51,9 @@ SYSTEM = """
         scored = {"dusk": {**scenes, "look": "dusk", "split": "val", "length": 2}}
         data = {"source": source, "target": target, "crop": (8, 8)}
         optimizer = {"name": "adam", "lr": 1e-2}
-        base.add_stage(config, "adapt", method=base.fda(), model=MODEL, optimizer=optimizer, data=data, evaluate=scored)
+        parts = {"model": MODEL, "optimizer": optimizer, "data": data, "evaluate": scored}
+        host = {"make": "segjax.methods.dacs:make", "threshold": 0.1}
+        base.add_stage(config, "adapt", method=host, **parts, steps=20, checkpoint_every=10, log_every=5)
         return config
 """
 PLACES = ("01-personalize", "02-generate", "03-adapt")
