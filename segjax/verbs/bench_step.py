@@ -1,7 +1,7 @@
 """A stage's step for a mesh by shapes alone, whatever verb makes the stage: what `compile_step` takes, and what a row says of it.
 
 A stage that is trained is built from its values (`bench_shapes`). Any other verb that has a step gives `step_shapes(config, name, mesh)`,
-an object with `method`, `state`, `frozen` and `batch`.
+an object with `method`, `state`, `frozen`, `batch` and, where a row should say more, `about`.
 """
 
 from typing import Any, NamedTuple
@@ -36,8 +36,7 @@ def of_stage(config, name: str, mesh: jax.sharding.Mesh, per_device: int) -> Ste
     with config.unlocked():
         config.stages[name].batch_size = each * mesh.size
     found = module.step_shapes(config, name, mesh)
-    spec = build.plain(config.stages[name])
-    about = {"stage": name, "verb": verb, "dtype": spec.get("dtype", "float32"), "crop": spec.get("crop"), "rows_each": each}
+    about = {"stage": name, "verb": verb, **getattr(found, "about", {}), "rows_each": each}
     return Step(_counted(about, found.state), found.method, found.state, found.frozen, found.batch)
 
 

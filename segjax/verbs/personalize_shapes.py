@@ -22,12 +22,13 @@ IMAGE = 1024, 2048
 
 
 class Shapes(NamedTuple):
-    """A step without weights: what `runtime.compile.compile_step(method, state, frozen, batch, mesh)` takes."""
+    """A step without weights: what `runtime.compile.compile_step(method, state, frozen, batch, mesh)` takes; about: its dtype and crop."""
 
     method: Method
     state: Any
     frozen: Any
     batch: Any
+    about: dict[str, Any]
 
 
 def shapes(spec: Mapping[str, Any], mesh: jax.sharding.Mesh, where: str) -> Shapes:
@@ -53,4 +54,5 @@ def shapes(spec: Mapping[str, Any], mesh: jax.sharding.Mesh, where: str) -> Shap
             frozen[f"{stream}_images"] = jax.ShapeDtypeStruct(size, jnp.uint8)
     overrides = build.overrides(spec["sharding"], f"{where}sharding")
     state = meshes.with_shardings(state, meshes.shard_rules(state, mesh, overrides))
-    return Shapes(made, state, meshes.with_shardings(frozen, meshes.shard_rules(frozen, mesh)), batch)
+    about = {"dtype": jnp.dtype(dtype).name, "crop": spec["crop"]}
+    return Shapes(made, state, meshes.with_shardings(frozen, meshes.shard_rules(frozen, mesh)), batch, about)
