@@ -86,9 +86,10 @@ def method(host: str, place: str, **changes: Any) -> dict[str, Any]:
     knobs |= {"mask_weight": float(masks), "mask_block": 64 if high(host) else 32, "mask_ratio": 0.7}
     knobs |= {"mask_images": "half" if dark else "target", "mask_view": not dark}
     if high(host):
-        return {"make": "segjax.methods.hrda:make", **knobs, "detail_weight": 0.1, "margins": not dark, **changes}
-    rows = {"ignore_top": 0 if dark else 15, "ignore_bottom": 0 if dark else 120}
-    return {"make": "segjax.methods.daformer:make", **knobs, **rows, **changes}
+        knobs |= {"detail_weight": 0.1, "margins": not dark}
+    else:
+        knobs |= {"ignore_top": 0 if dark else 15, "ignore_bottom": 0 if dark else 120}
+    return {"make": "segjax.methods.daformer:make", **knobs, **changes}
 
 
 def frozen(config: Any, host: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from bench_ops import ROOT, alternate
 
-from segjax.methods import dacs, daformer, hrda, source_only
+from segjax.methods import dacs, daformer, source_only
 from segjax.nets.daformer import DAFormer
 from segjax.nets.hrda import HRDA
 from segjax.runtime import mesh as meshes
@@ -30,8 +30,8 @@ HOSTS = {
     "dacs": (ONE, dacs, {}),
     "daformer": (ONE, daformer, {"ignore_bottom": 24}),
     "mic over daformer": (ONE, daformer, {"mask_weight": 1.0, "mask_block": 8}),
-    "hrda": (TWO, hrda, {}),
-    "mic over hrda": (TWO, hrda, {"mask_weight": 1.0, "mask_block": 8}),
+    "hrda": (TWO, daformer, {"margins": True}),
+    "mic over hrda": (TWO, daformer, {"margins": True, "mask_weight": 1.0, "mask_block": 8}),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_contract import Tiny, batch, optimizer, run  # noqa: F401  (batch is a fixture)
 
 from segjax.errors import ConfigError
-from segjax.methods import dacs, daformer, hrda
+from segjax.methods import dacs, daformer
 from segjax.nets.hrda import HRDA
 from segjax.nets.imagenet_copy import imagenet_features
 from segjax.nets.layers import Conv
@@ -30,7 +30,7 @@ STYLE, STILL = dict(betas=(0.1,), stylized_share=0.5), dict(jitter=0.0, blur_pro
 
 def two_resolutions(model=TWO):
     things, hidden = dict(feature_classes=(1, 3), feature_min_ratio=0.1), dict(mask_weight=0.5, mask_block=8, mask_images="half")
-    return hrda.make(model=model, optimizer=optimizer(), **things, **hidden, **STILL, **COMMON)
+    return daformer.make(model=model, optimizer=optimizer(), margins=True, **things, **hidden, **STILL, **COMMON)
 
 
 METHODS = {
@@ -108,7 +108,7 @@ def test_meshes_restart_one_trace_no_transfer(name, crops):
 def test_both_precisions_and_every_switch_trace(name, crops):
     half: dict = dict(dtype=jnp.bfloat16)
     model = dataclasses.replace(TWO, **half) if name == "hrda" else Tiny()
-    make = {"dacs": dacs, "daformer": daformer, "hrda": hrda}[name].make
+    make = dacs.make if name == "dacs" else daformer.make
     choices: dict = dict(teacher="running", normalise="together", statistics="target", predicts="teacher", mean_over="valid", pool="image")
     choices |= dict(ignored="never", betas=(0.05, 0.1), accumulate=2 if name == "dacs" else 1)
     method = make(model=model, optimizer=optimizer(), **choices, **({} if name == "dacs" else dict(mask_weight=1.0, mask_block=8)))
@@ -219,8 +219,6 @@ def test_an_encoder_alone_stands_for_imagenets_network(crops):
 
 def test_what_cannot_be_is_told(crops):
     trace = lambda method, data, frozen=(): jax.eval_shape(method.step, jax.eval_shape(method.init, jax.random.key(0), data), frozen, data)
-    with pytest.raises(ConfigError, match="segjax.nets.hrda.*Tiny has one: use daformer"):
-        hrda.make(model=Tiny(), optimizer=optimizer())
     with pytest.raises(ConfigError, match="method.teacher='eval': expected 'batch' or 'running'"):
         dacs.make(model=Tiny(), optimizer=optimizer(), teacher="eval")
     with pytest.raises(ConfigError, match="method.margins.*segjax.data.margins:Margins"):
