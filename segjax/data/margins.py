@@ -3,11 +3,12 @@
 import numpy as np
 
 from segjax.data.dataset import Dataset, Example
+from segjax.data.relabelled import Relabelled
 from segjax.errors import ConfigError
 from segjax.typing import IGNORE
 
 
-class Margins(Dataset):
+class Margins(Relabelled):
     """The images of `dataset` with "labels" that say where they are to be trusted: 255 within so many pixels of a border, 0 elsewhere.
 
     As a target with `data.target_labels=True` they are cropped and flipped like the image, and what a crop pads is 255: HRDA's mask (top
@@ -17,8 +18,7 @@ class Margins(Dataset):
     """
 
     def __init__(self, dataset: Dataset, *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0, cache: bool = False):
-        super().__init__(cache)
-        self.dataset, self.label_space = dataset.unlabelled(), dataset.label_space
+        super().__init__(dataset, cache)
         self.margins = (top, bottom, left, right)
         if len(dataset):
             height, width = dataset.image_size(0)
@@ -27,20 +27,8 @@ class Margins(Dataset):
                     f"margins top={top} bottom={bottom} left={left} right={right} of {width}x{height}: expected 0 or more, less than that"
                 )
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __repr__(self) -> str:
         return f"Margins({self.dataset!r}, {self.margins})"
-
-    def _name(self, index: int) -> str:
-        return self.dataset.name(index)
-
-    def _image(self, index: int) -> np.ndarray:
-        return self.dataset.image(index)
-
-    def _image_size(self, index: int) -> tuple[int, int]:
-        return self.dataset.image_size(index)
 
     def _label(self, index: int) -> np.ndarray:
         return self._inside(self._image_size(index))
@@ -55,6 +43,3 @@ class Margins(Dataset):
         image = self._image(index)
         example = {"image": image, "name": self._name(index)}
         return example | ({"label": self._inside((image.shape[0], image.shape[1]))} if self.labelled else {})
-
-    def encoded_image(self, index: int) -> bytes | None:
-        return self.dataset.encoded_image(index)

@@ -18,13 +18,14 @@ from segjax.data import files
 from segjax.data.dataset import Dataset, Example
 from segjax.data.files import SizeMismatch
 from segjax.data.pairing import IMAGE_SUFFIXES
+from segjax.data.relabelled import Relabelled
 from segjax.errors import DataError
 
 SUMMARY, SUMS, LABELS = "pseudo.json", "labels.sha256", "labels"
 _READERS = 8  # threads that hash: a network disk answers many at once
 
 
-class PseudoLabelled(Dataset):
+class PseudoLabelled(Relabelled):
     """The images of `dataset` with the labels in the folder `labels` that a pseudo-label stage left.
 
     dataset: any data set; labels of its own are never read. In a config: `{"make": "segjax.data.pseudo:PseudoLabelled", "dataset":
@@ -34,9 +35,8 @@ class PseudoLabelled(Dataset):
     """
 
     def __init__(self, dataset: Dataset, labels: "str | pathlib.Path", *, cache: bool = False):
-        super().__init__(cache)
-        self.dataset, self.root = dataset.unlabelled(), pathlib.Path(labels)
-        self.label_space = dataset.label_space
+        super().__init__(dataset, cache)
+        self.root = pathlib.Path(labels)
         self.summary = read_summary(self.root)
         if tuple(self.summary["classes"]) != self.label_space.classes:
             raise DataError(
@@ -46,21 +46,9 @@ class PseudoLabelled(Dataset):
         self._paths = _verified(self.root, self.summary, self.dataset)
         self._check_size(0, files.read_label(self._paths[0]))
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def __repr__(self) -> str:
         # Not the folder: a run that was moved is still the same run.
         return f"{type(self).__name__}({self.dataset!r}, labels {self.summary['labels_sha256'][:16]})"
-
-    def _name(self, index: int) -> str:
-        return self.dataset.name(index)
-
-    def _image(self, index: int) -> np.ndarray:
-        return self.dataset.image(index)
-
-    def _image_size(self, index: int) -> tuple[int, int]:
-        return self.dataset.image_size(index)
 
     def _label(self, index: int) -> np.ndarray:
         return files.read_label(self._paths[index])
@@ -71,9 +59,6 @@ class PseudoLabelled(Dataset):
             example["label"] = self._label(index)
             self._check_size(index, example["label"], example["image"].shape[:2])
         return example
-
-    def encoded_image(self, index: int) -> bytes | None:
-        return self.dataset.encoded_image(index)
 
     def _check_size(self, index: int, label: np.ndarray, size: tuple[int, int] | None = None) -> None:
         height, width = size or self._image_size(index)
