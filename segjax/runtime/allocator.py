@@ -1,7 +1,7 @@
 """What the C library does with freed memory. A CPU step needs the same hundreds of MB again and again.
 
 glibc gives every large block back to the kernel when it is freed, and the kernel zeroes its pages again, one fault at a time, when the
-next step asks for them: a third of the processor time of an ENet step (1.23 s against 0.83 s with the pages kept, 31 GFLOP on two cores).
+next step asks for them: an ENet step of 27 GFLOP took 1,271 ms of a core so, 920 ms with the pages kept (docs/throughput.md).
 """
 
 import ctypes
