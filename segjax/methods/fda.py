@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from segjax.errors import ConfigError
-from segjax.nets.apply import predictor, target_image, to_float, train_forward
+from segjax.nets.apply import in_turn, predictor, target_image, to_float, train_forward
 from segjax.ops import photometric
 from segjax.ops.fourier import Variant
 from segjax.ops.pixel_losses import robust_entropy
@@ -119,14 +119,11 @@ def make(
             share = {"self_training/share": jnp.mean(inputs["target_label"] != IGNORE, dtype=jnp.float32)}
 
         def terms(params, part, batch_stats, key):
-            source_key, target_key = jax.random.split(key)
-            outputs, after_source = train_forward(model, params, batch_stats, part["source"], source_key)
-            found = supervised(outputs, part["source_label"], class_weights=class_weights)
-            if not uses_target:
-                return found, after_source
-            before = after_source if statistics == "joint" else batch_stats
-            outputs, batch_stats = train_forward(model, params, before, part["target"], target_key)
-            return found | target_terms(outputs, part, state.step), batch_stats
+            names = ("source", "target") if uses_target else ("source",)
+            kept = names if statistics == "joint" else ("target",)
+            outputs, batch_stats = in_turn(model, params, batch_stats, {name: part[name] for name in names}, key, kept=kept)
+            found = supervised(outputs["source"], part["source_label"], class_weights=class_weights)
+            return (found | target_terms(outputs["target"], part, state.step) if uses_target else found), batch_stats
 
         state, metrics = descend(state, terms, inputs, optimizer, key=dropout_key, ema_decay=ema_decay, accumulate=accumulate)
         return state, metrics | share

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from segjax.errors import ConfigError
-from segjax.nets.apply import predictor, target_image, to_float, train_forward
+from segjax.nets.apply import in_turn, predictor, target_image, to_float
 from segjax.nets.projection import Projection
 from segjax.ops import memory_bank, pixel_samples
 from segjax.ops.contrastive import FORMS, supervised_contrastive
@@ -208,12 +208,10 @@ def make(
         inputs, key = views(state, batch)
 
         def terms(params, part, carry, key):
-            (before, bank), (*dropout, sample_key) = carry, jax.random.split(key, 4)
-            found, after = {}, before
-            for name, view_key in zip(("source", "target", "stylized"), dropout, strict=True):
-                if name in part:
-                    found[name], seen = train_forward(model, params, after, part[name], view_key)
-                    after = seen if statistics == "joint" or name == "target" else after
+            (before, bank), (dropout_key, sample_key) = carry, jax.random.split(key)
+            seen = {name: part[name] for name in ("source", "target", "stylized") if name in part}
+            kept = tuple(seen) if statistics == "joint" else ("target",)
+            found, after = in_turn(model, params, before, seen, dropout_key, kept=kept)
             total = supervised(found["source"], part["source_label"], class_weights=class_weights)
             if entropy_weight > 0:
                 total |= entropy_terms(found["target"], state.step)

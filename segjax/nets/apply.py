@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from segjax.errors import ConfigError
 from segjax.nets.layers import normalised_by_view
 from segjax.ops.resize import bilinear
-from segjax.ops.two_views import one_batch
+from segjax.ops.two_views import by_view, one_batch, view
 from segjax.typing import Array, Batch, Frozen, Key, State
 
 
@@ -55,6 +55,27 @@ def views_forward(
     views = images.shape[1]
     with normalised_by_view(views if statistics == "apart" else 1):
         return _train(model, {"params": params, "batch_stats": batch_stats}, one_batch(images), key, views)
+
+
+def in_turn(
+    model, params, batch_stats, images: dict[str, Array], key: Key, *, kept: tuple[str, ...] | None = None
+) -> tuple[dict[str, dict[str, Array]], dict]:
+    """Outputs in training mode of several named batches of float images, each normalised by itself, and the BatchNorm statistics.
+
+    The running statistics see those of `kept` (default: all) one after the other. Where all are kept and have one shape, the network runs
+    once over all of them, with the numbers of one pass each (but for dropout's draws): one program of half the length, and each gradient is
+    reduced over the devices once.
+    """
+    kept = tuple(images) if kept is None else kept
+    if len(images) > 1 and set(kept) == set(images) and len({image.shape for image in images.values()}) == 1:
+        outputs, after = views_forward(model, params, batch_stats, jnp.stack(list(images.values()), 1), key)
+        views = by_view(outputs, len(images))
+        return {name: view(views, number) for number, name in enumerate(images)}, after
+    found, keys = {}, jax.random.split(key, len(images))
+    for number, (name, image) in enumerate(images.items()):
+        found[name], after = train_forward(model, params, batch_stats, image, keys[number])
+        batch_stats = after if name in kept else batch_stats
+    return found, batch_stats
 
 
 def _train(model, variables: dict[str, Any], image: Array, key: Key | None, views: int) -> tuple[dict[str, Array], dict]:

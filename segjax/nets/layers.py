@@ -133,18 +133,14 @@ class BatchNorm(nn.Module):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return (x.astype(jnp.float32) * factor + (bias - running_mean.value * factor)).astype(self.dtype)
         views, x = _VIEWS.get(), x.astype(self.dtype)
-        parts = [x] if views == 1 else [x.reshape(-1, views, *x.shape[1:])[:, view] for view in range(views)]
-        results = []
-        for part in parts:
-            normalised: Any = batch_norm(part, scale, bias, self.epsilon)  # custom_vjp hides the return type
-            y, mean, var = normalised
-            results.append(y)
-            if not self.is_initializing():
-                n = part.size // c
-                keep = 1 - self.momentum
-                running_mean.value = keep * running_mean.value + self.momentum * mean
-                running_var.value = keep * running_var.value + self.momentum * var * (n / max(n - 1, 1))
-        return results[0] if views == 1 else jnp.stack(results, 1).reshape(x.shape)
+        normalised: Any = batch_norm(x, scale, bias, self.epsilon, views)  # custom_vjp hides the return type
+        y, means, variances = normalised
+        if not self.is_initializing():
+            n, keep = x.size // (views * c), 1 - self.momentum
+            for view in range(views):
+                running_mean.value = keep * running_mean.value + self.momentum * means[view]
+                running_var.value = keep * running_var.value + self.momentum * variances[view] * (n / max(n - 1, 1))
+        return y
 
 
 class PReLU(nn.Module):

@@ -9,35 +9,47 @@ from jax import lax
 from segjax.typing import Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over every axis but the last, and the mean and (biased) variance.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float, views: int = 1) -> tuple[Array, Array, Array]:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over every axis but the last, and the mean and (biased) variance [views,C].
 
-    x [...,C] of any float type; scale, bias, mean and var float32 [C]. Mean and variance carry no gradient: they serve running
-    statistics. Under `jit` with a sharded batch the sums run over the whole batch.
+    x [B * views,...,C] of any float type: the views of an image lie side by side, and each view has statistics of its own. scale and bias
+    float32 [C]. Mean and variance carry no gradient: they serve running statistics. Under `jit` with a sharded batch the sums run over the
+    whole batch.
     """
-    return _forward(x, scale, bias, epsilon)[0]
+    return _forward(x, scale, bias, epsilon, views)[0]
 
 
-def _forward(x, scale, bias, epsilon):
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes, dtype=jnp.float32)
-    var = jnp.maximum(jnp.mean(jnp.square(x.astype(jnp.float32)), axes) - jnp.square(mean), 0.0)
+def _apart(x: Array, views: int) -> tuple[Array, tuple[int, ...]]:
+    """x with an axis for the views where there are several, and the axes that statistics are taken over."""
+    if views == 1:
+        return x, tuple(range(x.ndim - 1))
+    x = x.reshape(-1, views, *x.shape[1:])
+    return x, (0, *range(2, x.ndim - 1))
+
+
+def _forward(x, scale, bias, epsilon, views):
+    apart, axes = _apart(x, views)
+    mean = jnp.mean(apart, axes, dtype=jnp.float32, keepdims=True)
+    var = jnp.maximum(jnp.mean(jnp.square(apart.astype(jnp.float32)), axes, keepdims=True) - jnp.square(mean), 0.0)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
-    y = (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
-    return (y, mean, var), (x, scale, mean, inverse)
+    y = (apart.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype).reshape(x.shape)
+    flat = lambda statistic: statistic.reshape(views, -1)
+    return (y, flat(mean), flat(var)), (x, scale, mean, inverse)
 
 
-def _backward(epsilon, saved, cotangents):
+def _backward(epsilon, views, saved, cotangents):
     x, scale, mean, inverse = saved
-    dy = cotangents[0].astype(jnp.float32)
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    (x, axes), shape = _apart(x, views), x.shape
+    dy = _apart(cotangents[0], views)[0].astype(jnp.float32)
+    count = x.size // (views * x.shape[-1])
     centred = x.astype(jnp.float32) - mean
-    dbias = jnp.sum(dy, axes)
-    dscale = jnp.sum(dy * centred, axes) * inverse
+    dbias = jnp.sum(dy, axes, keepdims=True)
+    dscale = jnp.sum(dy * centred, axes, keepdims=True) * inverse
     dx = scale * inverse * (dy - dbias / count - centred * (inverse * dscale / count))
-    return dx.astype(x.dtype), dscale, dbias
+    over_views = lambda gradient: jnp.sum(gradient.reshape(views, -1), 0)
+    return dx.astype(x.dtype).reshape(shape), over_views(dscale), over_views(dbias)
 
 
 batch_norm.defvjp(_forward, _backward)
