@@ -121,6 +121,8 @@ class Steps:
         """Losses, rate and time left of `step`."""
         losses = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("loss"))
         rate = f"{metrics['images_per_s']:.1f} images/s" if "images_per_s" in metrics else ""
+        if "host_idle" in metrics:
+            rate += f"  host idle {metrics['host_idle']:.0%}, data late {metrics['data_wait']:.0%}"
         if Steps.shown is not None:
             Steps.shown.update(self._task, completed=step, text=f"{losses}  {rate}")
             return

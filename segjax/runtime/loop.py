@@ -50,7 +50,8 @@ def train(
     initial_variables: {"params", "batch_stats"} put into a new state by `state.with_variables`. evaluate: called with the state
     after every `evaluate_every` steps (0: never); what it returns is logged. resumed: called once with a state that came from a
     checkpoint, for what a kill may have cut off after that save. A row of metrics is the mean over `log_every` steps,
-    with images_per_s (rows of the largest input), step_s, data_wait (share of the window), goodput (share of the time since the call
+    with images_per_s (rows of the largest input), step_s, data_wait and host_idle (shares of the window in which the host waited for a
+    batch, and for the device: near 1, the device is the limit), goodput (share of the time since the call
     that went into steps) and what host_metrics() says. `stop_on_nan` looks at metrics named loss..., and at params before a save.
     profile: (first, last), steps whose trace is written to the workdir's profile/ (`runtime.profile`).
     Raises Preempted after a save on SIGTERM or SIGINT; ConfigError, DataError, WeightsError; SegjaxError on NaN, a full disk or

@@ -58,17 +58,20 @@ class Meter:
         self.pending: deque = deque()  # (step, metrics on the device)
         self.window: list[dict[str, float]] = []
         self.start = self.last = start
+        self.idle = 0.0  # seconds that the host waited for the device with a batch at hand
         self.host_metrics = host_metrics
         self.finite = jax.jit(lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])))
         clock.spent["start"] = clock.total()
-        self.mark = (clock.total(), dict(clock.spent))
+        self.mark = (clock.total(), dict(clock.spent), self.idle)
 
     def took(self, step: int, metrics: dict, progress: Steps) -> None:
         """Notes a dispatched step and reads, in one transfer, what is due of the steps before it: the device never waits for the host."""
         self.progress = progress
         self.pending.append((step, metrics))
         if len(self.pending) > AHEAD:
+            begun = time.monotonic()
             jax.block_until_ready(self.pending[-1 - AHEAD][1])
+            self.idle += time.monotonic() - begun
         progress.advance(step - 1)
         if (step - 1) % self.log_every == 0:
             self.read(len(self.pending) - 1)
@@ -101,12 +104,13 @@ class Meter:
         means["images_per_s"] = len(self.window) * self.rows / seconds
         means["step_s"] = seconds / len(self.window)
         means["data_wait"] = min(passed.get("data", 0.0) / seconds, 1.0)
+        means["host_idle"] = min((self.idle - self.mark[2]) / seconds, 1.0)
         means["goodput"] = self.goodput()
         means |= self.host_metrics()
         self.writer.write(self.last, means)
         self.progress.report(self.last, means)
         self.window.clear()
-        self.mark = (total, spent)
+        self.mark = (total, spent, self.idle)
         self.saves.check()
 
     def goodput(self) -> float:
@@ -137,7 +141,8 @@ class Meter:
     def summary(self, steps: int) -> str:
         """One line for the end of the run."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.clock.spent.items())
-        return f"done: steps {self.start} to {steps} in {self.clock.total():.1f} s ({parts}), goodput {self.goodput():.0%}"
+        idle = self.idle / max(self.clock.total(), 1e-9)
+        return f"done: steps {self.start} to {steps} in {self.clock.total():.1f} s ({parts}), goodput {self.goodput():.0%}, host idle {idle:.0%}"
 
     def close(self) -> None:
         """Lets a save in flight end, whatever ended the loop."""
