@@ -141,8 +141,8 @@ class Meter:
     def summary(self, steps: int) -> str:
         """One line for the end of the run."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.clock.spent.items())
-        idle = self.idle / max(self.clock.total(), 1e-9)
-        return f"done: steps {self.start} to {steps} in {self.clock.total():.1f} s ({parts}), goodput {self.goodput():.0%}, host idle {idle:.0%}"
+        shares = f"goodput {self.goodput():.0%}, host idle {self.idle / max(self.clock.total(), 1e-9):.0%}"
+        return f"done: steps {self.start} to {steps} in {self.clock.total():.1f} s ({parts}), {shares}"
 
     def close(self) -> None:
         """Lets a save in flight end, whatever ended the loop."""
