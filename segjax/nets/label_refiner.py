@@ -3,10 +3,12 @@
 refined = refine_labels(module, variables, key, image, label, num_classes=19)    # under jit: no array leaves the device
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from segjax.errors import ConfigError
 from segjax.ops import masks, resize, sam_refine
@@ -17,17 +19,38 @@ from segjax.typing import Array, Key
 def encode(module: Any, variables: Any, image: Array) -> Array:
     """Features [B,h,w,C] of RGB images uint8 [B,H,W,3]: the longest side is resized to the frame, or the image stretched to it.
 
+    On CPU one image of each queue (`queues_of`) after the other: what an image leaves between two layers is hundreds of MB.
     Differs from the original by the resized image not being rounded to whole numbers (PIL's is): at most half a level of 255.
     """
+    variables = jax.tree.map(jnp.asarray, variables)  # numpy's would be constants inside of a loop, which jax does not take
+
+    def whole(image: Array) -> Array:
+        x, inner = _framed(module, image)
+        return module.apply(variables, x, jnp.broadcast_to(jnp.asarray(inner, jnp.int32), (len(image), 2)), method="encode")
+
+    def each(image: Array) -> Array:
+        queued = image.reshape(queues, -1, *image.shape[1:])
+        found = lax.map(whole, jnp.moveaxis(queued, 1, 0))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(len(image), *x.shape[2:]), found)
+
+    queues = queues_of(len(image))
+    return whole(image) if queues == len(image) else lax.platform_dependent(image, cpu=each, default=whole)
+
+
+def _framed(module: Any, image: Array) -> tuple[Array, tuple[int, int]]:
+    """Images uint8 [B,H,W,3] in their frames, float32 in [0,1], and (height, width) of what they fill of it."""
     batch, size, side = image.shape[0], (image.shape[1], image.shape[2]), module.image_size
     inner = masks.fitted(size, side, stretch=module.stretch)
     x = image.astype(jnp.float32) / 255
     if module.stretch:
-        x = resize.bilinear(x, (side, side))
-    else:
-        x = jax.image.resize(x, (batch, *inner, 3), "linear", antialias=True)  # PIL's bilinear: it averages when it shrinks
-        x = jnp.pad(x, ((0, 0), (0, side - inner[0]), (0, side - inner[1]), (0, 0)))
-    return module.apply(variables, x, jnp.broadcast_to(jnp.asarray(inner, jnp.int32), (batch, 2)), method="encode")
+        return resize.bilinear(x, inner), inner
+    x = jax.image.resize(x, (batch, *inner, 3), "linear", antialias=True)  # PIL's bilinear: it averages when it shrinks
+    return jnp.pad(x, ((0, 0), (0, side - inner[0]), (0, side - inner[1]), (0, 0))), inner
+
+
+def queues_of(batch: int) -> int:
+    """In how many queues `batch` images are worked through (`ops.sam_refine.refine`): one a device, if they divide."""
+    return math.gcd(batch, jax.device_count())
 
 
 def refine_labels(
@@ -55,7 +78,7 @@ def refine_labels(
     ConfigError: an image of another size than its label, more points than the network takes, a second pass by EfficientSAM.
     """
     size = label.shape[1], label.shape[2]
-    variables = jax.tree.map(jnp.asarray, variables)  # numpy's would be constants inside of a loop, which jax does not take
+    variables = jax.tree.map(jnp.asarray, variables)
     check(module, num_points, second_pass)
     if image is not None and image.shape[:3] != label.shape:
         raise ConfigError(f"labels {list(label.shape)} of images {list(image.shape)}: expected one size")
@@ -67,8 +90,12 @@ def refine_labels(
     inner = masks.fitted(size, side, stretch=module.stretch)
     scale = jnp.asarray([inner[1] / size[1], inner[0] / size[0]], jnp.float32)
 
-    def decode(points: Array, kinds: Array, logits: Array | None) -> tuple[Array, Array]:
-        return module.apply(variables, features, points * scale, kinds, logits, method="decode", multimask=True)
+    queues = queues_of(len(label))
+    queued = features.reshape(queues, -1, *features.shape[1:])
+
+    def decode(image: Array, points: Array, kinds: Array, logits: Array | None) -> tuple[Array, Array]:
+        own = sam_refine.chosen(queued, image)
+        return module.apply(variables, own, points * scale, kinds, logits, method="decode", multimask=True)
 
     low = 4 * features.shape[1], 4 * features.shape[2]
     rows, columns = map(jnp.asarray, masks.full_size_matrices(low, (side, side), inner, size, stretch=module.stretch))
@@ -82,6 +109,7 @@ def refine_labels(
         lambda logits: masks.full_size(logits, rows, columns),
         num_classes=num_classes,
         chunk=min(chunk, prompts.valid.shape[1]),
+        queues=queues,
         remove_overlaps=remove_overlaps,
         second_pass=second_pass,
         max_slots=module.max_slots,

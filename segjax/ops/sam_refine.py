@@ -2,8 +2,8 @@
 
 Every large component of every class becomes a prompt of a few of its pixels, the segmenter answers each with a mask, and the masks become
 the label: pixels that several masks claim belong to none, and an image without a prompt keeps its label as it is. The segmenter comes as
-a function, so that nothing here knows which it is. The decoder runs on `chunk` prompts of every image at a time, as often as the image
-with most prompts needs: the number of prompts is data, not shape, and what is not there is hardly paid for.
+a function, so that nothing here knows which it is. Images wait in queues; the decoder runs on `chunk` prompts of one image of each queue at
+a time, until the longest queue is through: the number of prompts is data, not shape, and what is not there is hardly paid for.
 Source: yasserben/CLOUDS clouds/clouds.py and my_utils/mask_utils.py. Here one draw of pixels serves all components at once.
 """
 
@@ -22,11 +22,11 @@ from segjax.typing import IGNORE, Array, Key
 
 MIN_AREA, NUM_POINTS = 5000, 5
 
-Decode: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
-"""(points [B,n,S,2] in pixels of the label map, labels [B,n,S] of `ops.prompts`, mask logits [B,n,h,w] or None) -> (mask logits
-[B,n,m,h,w], predicted IoU [B,n,m])."""
+Decode: TypeAlias = Callable[[Array, Array, Array, Array | None], tuple[Array, Array]]
+"""(image int [Q]: which of its queue each is, points [Q,n,S,2] in pixels of the label map, labels [Q,n,S] of `ops.prompts`, mask logits
+[Q,n,h,w] or None) -> (mask logits [Q,n,m,h,w], predicted IoU [Q,n,m])."""
 Enlarge: TypeAlias = Callable[[Array], Array]
-"""Mask logits [B,h,w] -> those at the size of the label map [B,H,W]."""
+"""Mask logits [Q,h,w] -> those at the size of the label map [Q,H,W]."""
 
 
 class Prompts(NamedTuple):
@@ -99,11 +99,15 @@ def refine(
     *,
     num_classes: int,
     chunk: int = 4,
+    queues: int = 1,
     remove_overlaps: bool = True,
     second_pass: bool = False,
     max_slots: int | None = None,
 ) -> Refined:
     """The label map that the segmenter makes of label int [B,H,W] and its prompts. No gradient.
+
+    queues: Q, a divisor of B; a queue is B / Q images that follow each other. One queue decodes least in vain; a batch that lies on D
+    devices wants D of them, for what an image needs must be where it is.
 
     Of a prompt's masks the one with the highest predicted IoU counts. remove_overlaps: pixels of several masks, also of one class, belong
     to none. second_pass: the best mask's logits go back in as a mask prompt. max_slots: of the segmenter, if it has a limit.
@@ -111,22 +115,48 @@ def refine(
     points, kinds = slots(prompts, max_slots)
     more = -points.shape[1] % chunk
     fill = lambda x, value: jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
-    points, kinds, classes, valid = fill(points, 0), fill(kinds, PADDING), fill(prompts.label, 0), fill(prompts.valid, False)
-    counts = jnp.sum(prompts.valid, 1, dtype=jnp.int32)
-    rounds = -(-counts.max() // chunk)
+    queued = lambda x: x.reshape(queues, -1, *x.shape[1:])
+    parts = fill(points, 0), fill(kinds, PADDING), fill(prompts.label, 0), fill(prompts.valid, False)
+    parts = tuple(queued(x) for x in parts)
+    turns = -(-queued(jnp.sum(prompts.valid, 1, dtype=jnp.int32)) // chunk)
+    until = jnp.cumsum(turns, 1)
 
     def decoded(state: tuple[Array, "Claims"]) -> tuple[Array, "Claims"]:
-        n, claims = state
-        cut = lambda x: lax.dynamic_slice_in_dim(x, n * chunk, chunk, 1)
-        part = cut(points), cut(kinds)
-        best = _best(*decode(*part, None))
+        turn, claims = state
+        image = jnp.minimum(jnp.sum(until <= turn, 1), until.shape[1] - 1)
+        first = jnp.take_along_axis(until - turns, image[:, None], 1)[:, 0]
+        place = jnp.minimum((turn - first) * chunk, parts[0].shape[2] - chunk)
+        cut = lambda x, n, start: lax.dynamic_slice_in_dim(x[n], start, chunk, 0)
+        points, kinds, classes, valid = (jax.vmap(cut)(x, image, place) for x in parts)
+        best = _best(*decode(image, points, kinds, None))
         if second_pass:
-            best = _best(*decode(*part, best))
-        return n + 1, claimed(claims, enlarge, best, cut(classes), cut(valid))
+            best = _best(*decode(image, points, kinds, best))
+        valid &= (turn < until[:, -1])[:, None]
+        own = jax.tree.map(lambda x: chosen(x, image), claims)
+        own = claimed(own, enlarge, best, classes, valid)
+        return turn + 1, jax.tree.map(lambda x, new: _replaced(x, image, new), claims, own)
 
-    start = jnp.int32(0), no_claims(label.shape, num_classes)
-    _, claims = lax.while_loop(lambda state: state[0] < rounds, decoded, start)
-    return combined(label, claims, prompts, num_classes, remove_overlaps)
+    start = jnp.int32(0), jax.tree.map(queued, no_claims(label.shape, num_classes))
+    _, claims = lax.while_loop(lambda state: state[0] < until[:, -1].max(), decoded, start)
+    return combined(label, jax.tree.map(lambda x: x.reshape(label.shape), claims), prompts, num_classes, remove_overlaps)
+
+
+def chosen(x: Array, image: Array) -> Array:
+    """Of each queue's images [Q,I,...] the one with that number, int [Q]: [Q,...]."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    if len(x) == 1:  # a slice, where several queues need a gather
+        return lax.dynamic_index_in_dim(x, image[0], 1, keepdims=False)
+    return jax.vmap(lambda x, n: lax.dynamic_index_in_dim(x, n, 0, keepdims=False))(x, image)
+
+
+def _replaced(x: Array, image: Array, new: Array) -> Array:
+    """x with `new` in those places: the inverse of `chosen`."""
+    if x.shape[1] == 1:
+        return new[:, None]
+    if len(x) == 1:
+        return lax.dynamic_update_index_in_dim(x, new, image[0], 1)
+    return jax.vmap(lambda x, n, new: lax.dynamic_update_index_in_dim(x, new, n, 0))(x, image, new)
 
 
 def _best(logits: Array, iou: Array) -> Array:

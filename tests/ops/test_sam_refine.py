@@ -47,7 +47,7 @@ def test_points_are_scaled_as_the_originals(goldens):
     np.testing.assert_allclose(masks.to_frame(raw["out_points"], (768, 768), (1024, 1024)), raw["out_points_sam"], atol=1e-3)
 
 
-def squares(points, kinds, logits):
+def squares(image, points, kinds, logits):
     """Three masks at half the size: of 4, 8 and 2 pixels around the mean of the positive points, the second the best. A mask prompt moves
     it to where that mask is, one pixel to the right."""
     there = (kinds == prompts.POSITIVE)[..., None]
@@ -135,6 +135,26 @@ def test_a_second_pass_gets_the_best_mask():
     asked, once = run(jax.random.key(2), labels())
     twice = run(jax.random.key(2), labels(), options=(("second_pass", True),))[1]
     np.testing.assert_array_equal(twice.label[1, :, 2:], once.label[1, :, :-2])  # moved by one pixel of half the size
+
+
+def test_any_number_of_queues():
+    """The segmenter has something of each image's own: how far its squares reach."""
+    label, reach = labels(), jnp.asarray([0.0, 3.0, -2.0, 1.0])
+    asked = ask(jax.random.key(4), label)
+
+    @functools.partial(jax.jit, static_argnames="queues")
+    def run(label, asked, queues):
+        def decode(image, *prompt):
+            found, iou = squares(image, *prompt)
+            return found + sam_refine.chosen(reach.reshape(queues, -1), image)[:, None, None, None, None], iou
+
+        return sam_refine.refine(label, asked, decode, enlarge, num_classes=19, chunk=2, queues=queues)
+
+    one, two, four = (run(label, asked, queues) for queues in (1, 2, 4))
+    plain = answer(label, asked, 19, ())
+    assert (one.label[1] == 7).sum() > (plain.label[1] == 7).sum() and (one.label[2] == 18).sum() < (plain.label[2] == 18).sum()
+    for other in (two, four):
+        jax.tree.map(np.testing.assert_array_equal, other, one)
 
 
 def test_more_than_32_classes():
