@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from segjax import __version__
 from segjax.errors import ConfigError, SegjaxError
 from segjax.runtime.allocator import keep_pages
+from segjax.runtime.cluster import FLAGS
 
 _VERBS = pathlib.Path(__file__).parent / "verbs"
 EXIT_CODES = "0 done, 1 failed, 2 usage or config, 3 data, 4 weights or checkpoint, 75 preempted after a save (start again to go on)"
@@ -40,20 +41,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every save at INFO
     os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""))
     keep_pages()
+    code, said = 1, ""
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-        return code
     except SegjaxError as error:
-        print(f"segjax: {error}", file=sys.stderr)
-        return error.code
+        code, said = error.code, str(error)
+        print(f"segjax: {said}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("segjax: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code, said = INTERRUPTED, "interrupted"
+        print(f"segjax: {said}", file=sys.stderr)
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere or the interpreter complains once more when it closes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        code, said = BROKEN_PIPE, "its output was closed"
+    except Exception as error:
+        if (peers := _peers()) is None:
+            raise
+        peers.failed(error)
+    if (peers := _peers()) is not None:
+        peers.leave(code, said)
+    return code
+
+
+def _peers():
+    """The other processes of a run of many, which must hear how this one ends; None in a run of one, which has loaded nothing of them."""
+    module = sys.modules.get("segjax.runtime.peers")
+    return module.current() if module else None
 
 
 def xla_flags(given: str) -> str:
@@ -111,6 +125,8 @@ def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
     about = {"description": module.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(prog=f"segjax {name}", allow_abbrev=False, **about)
     module.add_arguments(parser)
+    if hasattr(module, "startup"):
+        _add_processes(parser)
     argv, overrides = _split_overrides(argv)
     args, rest = parser.parse_known_args(argv)
     for token in rest:
@@ -120,12 +136,24 @@ def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
         raise ConfigError(f"segjax {name}: unknown argument {token!r}: {hint}")
     if overrides and not getattr(args, "config", None):
         raise ConfigError(f"{overrides[0]}: there is no --config=FILE.py that it could change")
+    for variable, value in ((name, getattr(args, flag[2:].replace("-", "_"), "")) for flag, name in FLAGS.items()):
+        if value:
+            os.environ[variable] = value
     if getattr(args, "config", None):
         from segjax.verbs import config_file
 
         args.config_file = args.config
         args.config = config_file.load(args.config, overrides)
     return args
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    """The flags of a verb that works in many processes."""
+    group = parser.add_argument_group("many processes, the same command in each (docs/pods.md)")
+    group.add_argument("--distributed", action="store_const", const="1", default="", help="SLURM, Cloud TPU or Kubernetes tells which")
+    group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="else: where process 0 runs, and a free port there")
+    group.add_argument("--processes", default="", metavar="N", help="how many")
+    group.add_argument("--process-id", default="", metavar="I", help="which of them this one is, from 0")
 
 
 def _options(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:

@@ -133,7 +133,7 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
     abstract = jax.eval_shape(method.init, key, first)
     shardings = meshes.shard_rules(abstract, mesh, overrides)
     own = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)  # no two leaves in one buffer: donation
-    if saves.steps():
+    if saves.agreed_steps():
         state, start = saves.restore(meshes.with_shardings(abstract, shardings))
         say(f"resumed from step {start}")
         return own(state), start

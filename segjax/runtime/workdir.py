@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import jax
 
 from segjax.errors import ConfigError
+from segjax.runtime import peers
 from segjax.runtime.log import say
 
 LOCK, BEAT_SECONDS, STALE_SECONDS = "lock", 30, 300
@@ -27,18 +28,24 @@ def claim(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
     """The directory, made and locked for this run. Raises ConfigError when it cannot be written or another run is in it.
 
     The lock file holds host and process id and is touched every 30 s. It is taken over, with a printed line, when its process is
-    gone from this host, or when its host has not touched it for 5 minutes.
+    gone from this host, or when its host has not touched it for 5 minutes. Of many processes the first locks it; the others raise
+    ConfigError when they do not see that lock, for then they see another folder.
     """
     workdir = pathlib.Path(workdir).absolute()
+    lock = workdir / LOCK
     if jax.process_index():
+        text = peers.exchange("")[0]
+        if text and not peers.wait_until(lambda: _text(lock) == text):
+            raise ConfigError(f"{lock}, written by process 0, is not here: --workdir must lie on a file system that every process sees")
         yield workdir
         return
-    lock = workdir / LOCK
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _take(lock)
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written ({error.strerror}): choose another --workdir") from error
+    peers.at_end(lambda: lock.unlink(missing_ok=True))
+    peers.exchange(_text(lock))
     released = threading.Event()
     beat = threading.Thread(target=_beat, args=(lock, released), name="lock", daemon=True)
     beat.start()
@@ -54,6 +61,13 @@ def refuse_if_in_use(workdir: pathlib.Path) -> None:
     """ConfigError when a living run holds the directory. A stale lock is removed."""
     if (workdir / LOCK).is_file():
         _give_way_or_remove(workdir / LOCK, socket.gethostname())
+
+
+def _text(lock: pathlib.Path) -> str:
+    try:
+        return lock.read_text()
+    except OSError:
+        return ""
 
 
 def _take(lock: pathlib.Path) -> None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Makes the stage from those that lie finished beside it. ConfigError, DataError or WeightsError; Preempted when stopped."""
-    startup.begin()
+    startup.begin(args)
     config, name = args.config, args.stage
     if (verb := stages.verb(config, name)) != "centroids":
         raise ConfigError(f"--stage={name}: is made by `segjax {verb}`: name a stage with verb='centroids'")

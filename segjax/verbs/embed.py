@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = zero_shot.templates(args.templates)
     output = pathlib.Path(args.output)
     folder.writable(output)
-    startup.begin()
+    startup.begin(args)
     network = networks.load(args.model, layout=args.layout, settings=networks.settings(args.set))
     embedder = Embedder(network, batch_size=args.batch_size, tokenizer=args.tokenizer or sources.local(args.model)[0], name=args.model)
     size = embedder.dense_size(dense_size) if args.dense else None

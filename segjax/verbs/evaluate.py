@@ -87,7 +87,7 @@ class Network:
 
 def load(args: argparse.Namespace) -> Network:
     """The network that the flags choose: --weights, else the stage's exported weights, else its newest checkpoint."""
-    startup.begin()
+    startup.begin(args)
     stage = build.stage(args.config, args.stage or build.last_trained(args.config))
     if not hasattr(stage.model, "num_classes"):
         kind = type(stage.model).__name__

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fills the folder. ConfigError, DataError, WeightsError: wrong flags, prompts, model. Preempted: stopped by a signal."""
-    startup.begin()
+    startup.begin(args)
     spec = generate_values.of_flags(args)
     total = generate_images.fill(spec, generate_values.texts(spec), args.output, "--")
     say(f"{total} images in {args.output}")

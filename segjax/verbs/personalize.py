@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Personalizes the model. ConfigError, DataError, WeightsError: wrong flags, image, model. Preempted: stopped after a save."""
-    startup.begin()
+    startup.begin(args)
     spec = values.of_flags(args)
     job = _Job(spec, "--")
     settings = json.loads(json.dumps({"stage": "", **spec, "inputs": job.inputs()}))

@@ -19,7 +19,7 @@ from segjax.data.dataset import Dataset, Example
 from segjax.data.files import read_image
 from segjax.errors import ConfigError, DataError
 from segjax.typing import IGNORE
-from segjax.verbs import evaluate, folder, inference
+from segjax.verbs import evaluate, folder, inference, startup
 from segjax.verbs.arguments import parse_size
 from segjax.verbs.score_files import CITYSCAPES_FRAME
 
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Predicts every photograph. DataError: nothing found, a damaged file. ConfigError: ids that the label space lacks."""
+    startup.one_process("predict")
     size, how = parse_size(args.size), inference.from_spec(inference.from_flags(args), "--")
     network = evaluate.load(args)
     encode = _encoder(args.ids, network.space)

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the prompts. ConfigError, DataError, WeightsError: wrong flags, too few prompts, no such model. Preempted: stopped."""
-    startup.begin()
+    startup.begin(args)
     spec = prompt_values.of_flags(args)
     kept = {key: value for key, value in spec.items() if key not in prompt_values.NEUTRAL}
     done = _make(spec, args.output, {"stage": "", **kept, "inputs": _inputs(spec)}, "--", on_change=args.on_change)

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Labels the images and prints a row a class. ConfigError, DataError or WeightsError names what is missing; Preempted when stopped."""
-    startup.begin()
+    startup.begin(args)
     if args.config and len(args.stage) == 1 and stages.verb(args.config, args.stage[0]) != stages.TRAIN:
         place, done = _stage_by_hand(args)
     else:

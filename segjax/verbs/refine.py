@@ -15,8 +15,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-
 from segjax.data import folders, label_spaces, pseudo
 from segjax.data.dataset import Dataset
 from segjax.errors import ConfigError, WeightsError
@@ -53,10 +51,9 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("min_area", 0), ("points", 1), ("places", 0), ("batch_size", 1)):
         if getattr(args, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected {least} or more")
+    startup.one_process("refine")
     dataset = _dataset(args)
-    startup.begin()
-    if jax.process_count() > 1:
-        raise ConfigError(f"refine works in one process, and there are {jax.process_count()}: give each its own part of the images")
+    startup.begin(args)
     network = networks.load(args.model, settings=networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {}))
     if not hasattr(network.module, "decode") or not hasattr(network.module, "stretch"):
         name = type(network.module).__name__

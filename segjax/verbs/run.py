@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     Whatever a stage raises (75 when preempted) ends the run; the same command goes on there.
     """
-    startup.begin()
+    startup.begin(args)
     names = build.stage_names(args.config)
     verbs = {name: stages.module(args.config, name) for name in names}
     for name, verb in verbs.items():

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     for path in images.values():
         segment_prompts.check_inside(objects, read_image_size(path), path)
     folder.writable(args.output)
-    startup.begin()
+    startup.one_process("segment")
+    startup.begin(args)
     told = networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {})
     network = networks.load(args.model, settings=told)
     devices = jax.device_count() if args.everything or len(images) >= jax.device_count() else 1

@@ -1,35 +1,68 @@
 """What every verb that computes does first: join the other processes, if there are any, and keep compiled programs on disk."""
 
+import argparse
+import hashlib
 import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+import segjax
 from segjax.errors import ConfigError
-from segjax.runtime import compile
+from segjax.runtime import cluster, compile, meeting, peers
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
-def begin() -> None:
+def begin(args: argparse.Namespace | None = None) -> None:
     """Call before the first device is touched.
 
-    Many processes: set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each of them, or SEGJAX_DISTRIBUTED=1
-    where jax finds its cluster by itself (SLURM, TPU pods, Open MPI, Kubernetes). ConfigError when the three do not make sense.
+    Many processes: `cluster.find` tells which they are and `meeting.join` brings them together. ConfigError, alike in all of them, when
+    they do not run the same sources, packages, command and config (`args.config`), or have different numbers of devices.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if (address or os.environ.get("SEGJAX_DISTRIBUTED") == "1") and not jax.distributed.is_initialized():
-        numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
-        try:
-            count, index = (None if text is None else int(text) for text in numbers)
-            jax.distributed.initialize(address, count, index)
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"cannot join the other processes (JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={numbers[0]}, "
-                f"JAX_PROCESS_ID={numbers[1]}): {' '.join(str(error).split())[:200]}"
-            ) from None
+    if not jax.distributed.is_initialized() and (found := cluster.find(os.environ)) is not None:
+        meeting.join(found, lambda: peers.agree(_facts(args)))
+        meeting.check_devices()
     compile.enable_cache()
+
+
+def one_process(verb: str) -> None:
+    """ConfigError in a run of many processes, for a verb that works in one."""
+    found = cluster.find(os.environ)
+    if found is not None and found.count != 1:
+        raise ConfigError(f"{verb} works in one process: start one for each part of the images, without --coordinator and --distributed")
 
 
 def barrier(name: str) -> None:
     """Waits for the other processes, so that none reads a file before the first one has written it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def _facts(args: argparse.Namespace | None) -> dict[str, Any]:
+    """What must be alike in every process of a run."""
+    root = pathlib.Path(segjax.__file__).parent
+    sources = sorted(root.rglob("*.py"))
+    found: dict[str, Any] = {name: version(name) for name in _PACKAGES}
+    found |= {f"segjax/{path.relative_to(root)}": hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in sources}
+    if config := getattr(args, "config", None):
+        from segjax.verbs import build, folder  # the data pipeline's packages, which a verb without a config does not need
+
+        found |= {f"config.{key}": repr(value) for key, value in folder.flatten(build.plain(config)).items()}
+    found |= {f"the argument {word}": "given" for word in _arguments(sys.argv[1:])}
+    return found
+
+
+def _arguments(argv: list[str]) -> Iterator[str]:
+    """Those that must be alike: not this process's number, nor folders, nor the config, which is compared by value."""
+    own, skip = (*cluster.FLAGS, "--workdir", "--output", "--config"), False
+    for word in argv:
+        name = word.partition("=")[0]
+        if not skip and name not in own and not name.startswith(("--config.", "--noconfig.")):
+            yield word
+        skip = word in own and word != "--distributed"

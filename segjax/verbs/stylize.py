@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output={output}: cannot be made ({error.strerror}): choose a folder that you may write") from None
-    startup.begin()
+    startup.begin(args)
     mine = jobs[jax.process_index() :: jax.process_count()]
     stylizers = [_stylizer((beta,), args.variant) for beta in betas] if len(folders) > 1 else [_stylizer(betas, args.variant)]
     try:

@@ -17,7 +17,7 @@ from segjax.data import pipeline, robust
 from segjax.data.sampling import count_labels
 from segjax.data.stream import Stream
 from segjax.errors import ConfigError
-from segjax.runtime import loop
+from segjax.runtime import loop, peers
 from segjax.verbs import build, folder, frozen, scores, scoring, stages, startup, variables
 
 BROKEN = "broken.jsonl"
@@ -41,7 +41,7 @@ def add_on_change(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    startup.begin()
+    startup.begin(args)
     names = build.stage_names(args.config)
     name = args.stage or (names[0] if len(names) == 1 else "")
     if not name:
@@ -92,6 +92,7 @@ def train_stage(
     if weights := frozen.files(stage):
         inputs["frozen"] = frozen.hashes(weights)
     settings = folder.settings(config, name, inputs)
+    peers.agree({f"stages.{name}.{key}": repr(value) for key, value in folder.flatten(settings).items()})
     digest = folder.digest(settings)
     done = folder.read_done(place)
     startup.barrier("looked for done.json")
