@@ -8,21 +8,41 @@ import jax
 import numpy as np
 
 from segjax.runtime import mesh as meshes
-from segjax.verbs import bench_peer, bench_shapes, scores
-from segjax.verbs.bench_runner import Chunk, Runner
+from segjax.verbs import bench_peer, bench_profile, text_table
+from segjax.verbs.bench_runner import Chunk, Runner, input_sets
 from segjax.verbs.workloads import Workload, training
 
 
 def row(
-    name: str, workload: Workload, mesh: jax.sharding.Mesh, ceilings: dict[str, Any], *, chunks: int, against: str = "", python: str = ""
+    name: str,
+    workload: Workload,
+    mesh: jax.sharding.Mesh,
+    ceilings: dict[str, Any],
+    *,
+    chunks: int,
+    against: str = "",
+    python: str = "",
+    quick: bool = False,
+    profile: bool = False,
 ):
     """One JSON object. Order: numbers agree, or SegjaxError; warm-up until stable; `chunks` chunks of steps, in turn with the peer's.
 
-    ceilings: `bench_ceilings.measure` of this run. against: "torch" or "".
+    ceilings: `bench_ceilings.measure` of this run. against: "torch" or "". quick: the peer gets ready while we compile, which is once, and
+    its answer is the only gate. profile: which operations take the time (`bench_profile`).
     """
-    runner = Runner(workload, mesh)
-    gate = runner.gate()
-    with contextlib.closing(bench_peer.Peer(runner, python)) if against and workload.peer else contextlib.nullcontext() as peer:
+    sets, lost = input_sets(workload), "this workload has no peer"
+    with contextlib.ExitStack() as ending:
+        meet = lambda: ending.enter_context(contextlib.closing(bench_peer.Peer(workload, sets, python)))
+        wanted = bool(against and workload.peer)
+        peer = meet() if wanted and quick else None
+        runner = Runner(workload, mesh, sets, again=not quick)
+        gate = {} if peer else runner.gate()
+        peer = peer or (meet() if wanted else None)
+        try:
+            if peer:
+                peer.meet(runner)
+        except bench_peer.PeerEnded as error:
+            peer, lost, gate = None, str(error), gate or runner.gate()
         count = runner.warm_up()
         ours, theirs = _take_turns(runner, peer, chunks, count)
     program, report, devices = runner.program(), runner.report, mesh.size
@@ -53,12 +73,16 @@ def row(
         "seconds": runner.times,
     }
     if against:
-        found["against"] = _against(against, peer, ours, theirs, workload)
+        found["against"] = _against(against, peer, ours, theirs) if peer else {"peer": against, "none": lost}
+    if profile:
+        found["profile"] = bench_profile.of(runner)
     return found
 
 
 def of_stage(config, stage_name: str, per_device: int, devices: int) -> tuple[str, Workload]:
     """A config's stage as a workload: its step at its own shapes, random images and weights, no file opened but frozen weights."""
+    from segjax.verbs import bench_shapes  # the data pipeline, whose packages a workload does not need
+
     stage = bench_shapes.stage_of(config, stage_name)
     rows = (per_device or max(stage.spec["batch_size"] // devices, 1)) * devices
     shapes = bench_shapes.batch(stage, rows)
@@ -71,6 +95,10 @@ def of_stage(config, stage_name: str, per_device: int, devices: int) -> tuple[st
 
 def make_mesh(text: str) -> jax.sharding.Mesh:
     """The mesh of --mesh over the devices that are here."""
+    if not text:
+        return meshes.make_mesh()
+    from segjax.verbs import bench_shapes  # as above
+
     axes = bench_shapes.parse_mesh(text)
     return meshes.make_mesh(axes.get("data", -1), axes.get("fsdp", 1))
 
@@ -91,9 +119,7 @@ def _take_turns(runner: Runner, peer: "bench_peer.Peer | None", chunks: int, cou
     return ours, theirs
 
 
-def _against(name: str, peer: "bench_peer.Peer | None", ours: list[Chunk], theirs: list[Chunk], workload: Workload) -> dict[str, Any]:
-    if peer is None:
-        return {"peer": name, "none": "this workload has no peer" if not workload.peer else "not run"}
+def _against(name: str, peer: "bench_peer.Peer", ours: list[Chunk], theirs: list[Chunk]) -> dict[str, Any]:
     clock = bench_peer.ratio([chunk.wall for chunk in ours], [chunk.wall for chunk in theirs])
     processor = bench_peer.ratio([chunk.processor for chunk in ours], [chunk.processor for chunk in theirs])
     return {
@@ -127,12 +153,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for each in rows:
         seconds, temporary = each["seconds"], each["memory"]["temporary"]
-        compiled = f"{seconds['trace_s']:.1f} + {seconds['compile_s']:.1f} ({seconds['compile_cached_s']:.1f})"
+        cached = f" ({seconds['compile_cached_s']:.1f})" if "compile_cached_s" in seconds else ""
+        compiled = f"{seconds['trace_s']:.1f} + {seconds['compile_s']:.1f}{cached}"
         cells = [each["workload"], f"{each['ms']['p50']:.2f}", f"{each['ms']['p90']:.2f}", f"{each['rows_a_second']:,.2f}"]
         cells += [f"{each['flops']['analytic'] / 1e9:,.2f}", f"{100 * each['fraction_of_roofline']:.0f} %"]
         cells += ["?" if temporary is None else f"{temporary / 1e6:,.1f}", compiled, _verdict(each.get("against"))]
         lines.append(cells)
-    return scores.table(header, lines)
+    return text_table.table(header, lines)
 
 
 def _verdict(against: dict[str, Any] | None) -> str:

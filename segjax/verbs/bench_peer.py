@@ -1,5 +1,6 @@
 """The other side of `segjax bench --against=torch`: the same work in a process of its own, asked for chunks of steps in turn with ours."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -14,10 +15,15 @@ import numpy as np
 import segjax
 from segjax.errors import ConfigError, SegjaxError
 from segjax.verbs.bench_runner import Chunk, Runner, check
+from segjax.verbs.workloads import Arrays, Workload
 from segjax.weights import safetensors_io
 
 PEERS = pathlib.Path(segjax.__file__).resolve().parent.parent / "scripts" / "peers"
 """The yardsticks are no part of the package: torch is imported nowhere in segjax."""
+
+
+class PeerEnded(SegjaxError):
+    """The other side is gone: memory, a missing package, a fault of its own."""
 
 
 def available(python: str = "") -> None:
@@ -33,20 +39,26 @@ def available(python: str = "") -> None:
 
 
 class Peer:
-    """A peer that has answered with its weights and its first output. about: versions, and the variants that it tried, by milliseconds."""
+    """A peer that is getting ready: it compiles its variants, while we compile ours. `meet` it before its first steps.
 
-    def __init__(self, runner: Runner, python: str = ""):
-        workload = runner.workload
-        self.folder = tempfile.TemporaryDirectory()
+    about: versions, the variants that it tried, by milliseconds, and what those said that failed.
+    """
+
+    def __init__(self, workload: Workload, sets: list[Arrays], python: str = ""):
+        self.folder, self.about, self.gate = tempfile.TemporaryDirectory(), {}, {}
         place = pathlib.Path(self.folder.name)
         (place / "sizes.json").write_text(json.dumps(dict(workload.sizes)))
-        arrays: dict[str, Any] = {f"{n}/{name}": x for n, each in enumerate(runner.sets) for name, x in each.items()}
+        arrays: dict[str, Any] = {f"{n}/{name}": x for n, each in enumerate(sets) for name, x in each.items()}
         np.savez(place / "inputs.npz", **arrays)
         command = [python or sys.executable, str(PEERS / "serve.py"), workload.peer, str(place)]
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # else torch's idle threads spin and slow everybody
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def meet(self, runner: Runner) -> None:
+        """Holds our answer against its own, then lets it time its variants while we rest. SegjaxError: it died, or the numbers differ."""
         self.about = self._answer()
-        self.gate = self._gate(runner, place)
+        self.gate = self._gate(runner, pathlib.Path(self.folder.name))
+        self.about |= self._ask("choose")
 
     def _gate(self, runner: Runner, place: pathlib.Path) -> dict[str, float]:
         """Takes over the peer's weights, if it has any, and holds our answer to the first inputs against its own."""
@@ -60,21 +72,28 @@ class Peer:
 
     def steps(self, count: int) -> Chunk:
         """Seconds a step of a chunk of `count` steps there."""
+        return Chunk(*self._ask(str(count))["seconds"])
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
-        return Chunk(*self._answer()["seconds"])
+        try:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, as its missing answer says
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
-            raise SegjaxError(f"the torch side ended with exit code {self.process.wait()}: its own message stands above")
+            raise PeerEnded(f"the torch side ended with exit code {self.process.wait()}: its own message stands above")
         return json.loads(line)
 
     def close(self) -> None:
         """Ends the process and removes what it was given."""
         if self.process.stdin:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         self.process.wait()
         self.folder.cleanup()
 

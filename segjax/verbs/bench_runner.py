@@ -15,7 +15,7 @@ from segjax.errors import SegjaxError
 from segjax.runtime import hlo, hlo_text, products
 from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import Report, finish
-from segjax.verbs.workloads import Workload
+from segjax.verbs.workloads import Arrays, Workload
 
 SETS, SET_BYTES = 8, 2**29  # sets of inputs that take turns, and how much they may hold together
 CHUNK_SECONDS = 0.2
@@ -28,19 +28,24 @@ class Chunk(NamedTuple):
     processor: float
 
 
-class Runner:
-    """report: what the compiler says. work: least operations and bytes of a step. times: seconds to trace, compile, and again with a warm
-    cache. sets: the inputs on the host, as the peer reads them."""
+def input_sets(workload: Workload, seed: int = 0) -> list[Arrays]:
+    """The sets of inputs that take turns."""
+    rng = np.random.default_rng(seed)
+    first = workload.draw(rng)
+    count = max(1, min(SETS, SET_BYTES // max(sum(value.nbytes for value in first.values()), 1)))
+    return [first, *(workload.draw(rng) for _ in range(count - 1))]
 
-    def __init__(self, workload: Workload, mesh: jax.sharding.Mesh, seed: int = 0):
+
+class Runner:
+    """report: what the compiler says. work: least operations and bytes of a step. times: seconds to trace, compile, and (`again`) with a
+    warm cache. sets: the inputs on the host, `input_sets`, as the peer reads them."""
+
+    def __init__(self, workload: Workload, mesh: jax.sharding.Mesh, sets: list[Arrays] | None = None, again: bool = True):
         self.workload, self.mesh = workload, mesh
-        rng = np.random.default_rng(seed)
-        first = workload.draw(rng)
-        count = max(1, min(SETS, SET_BYTES // max(sum(value.nbytes for value in first.values()), 1)))
-        self.sets = [first, *(workload.draw(rng) for _ in range(count - 1))]
+        self.sets = input_sets(workload) if sets is None else sets
         self.inputs = [self._place(each) for each in self.sets]
         self.first = self._own(workload.start())
-        self.compiled, self.report, self.work, self.times = self._compile()
+        self.compiled, self.report, self.work, self.times = self._compile(again)
         self.carry, self.turn = self._own(self.first), 0
 
     def _place(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -52,8 +57,8 @@ class Runner:
         shardings = meshes.shard_rules(carry, self.mesh)
         return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(carry)
 
-    def _compile(self) -> tuple[Any, Report, products.Work, dict[str, float]]:
-        """Compiled twice with a cache of its own: cold, and as a later process would."""
+    def _compile(self, again: bool) -> tuple[Any, Report, products.Work, dict[str, float]]:
+        """Compiled with a cache of its own: cold, and, `again`, as a later process would."""
         before = {name: getattr(jax.config, name) for name in _CACHE}
         with tempfile.TemporaryDirectory() as folder:
             for name, value in zip(_CACHE, (folder, 0.0), strict=True):
@@ -61,13 +66,14 @@ class Runner:
             compilation_cache.reset_cache()  # else the folder of the first compilation stays
             try:
                 compiled, cold, work = self._compile_once()
-                jax.clear_caches()
-                _, warm, _ = self._compile_once()
+                times = {"trace_s": cold.trace_seconds, "compile_s": cold.compile_seconds}
+                if again:
+                    jax.clear_caches()
+                    times["compile_cached_s"] = self._compile_once()[1].compile_seconds
             finally:
                 for name, value in before.items():
                     jax.config.update(name, value)
                 compilation_cache.reset_cache()
-        times = {"trace_s": cold.trace_seconds, "compile_s": cold.compile_seconds, "compile_cached_s": warm.compile_seconds}
         return compiled, cold, work, times
 
     def _compile_once(self) -> tuple[Any, Report, products.Work]:

@@ -8,7 +8,7 @@ from segjax.errors import SegjaxError
 from segjax.runtime import chips, hlo, hlo_text, topology
 from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import compile_step
-from segjax.verbs import bench_shapes, bench_step, scores
+from segjax.verbs import bench_shapes, bench_step, text_table
 
 _SIZE = r"\(?([\d.]+)([KMGT])\)?"
 _USED = re.compile(rf"{_SIZE} (?:of|exceeds available HBM) {_SIZE}")
@@ -77,7 +77,7 @@ def table(row: dict[str, Any]) -> str:
         return f"{head}\n{verdict}"
     memory = ", ".join(f"{size(row[f'{key}_bytes'])} {word}" for key, word in _MEMORY.items())
     groups = [[c["kind"], str(c["group"]), f"{c['executions']:g}", f"{c['bytes'] / 1e6:,.1f}"] for c in row["collectives"]]
-    collectives = scores.table(["collective", "among", "times a step", "MB a step"], groups) if groups else "no collectives"
+    collectives = text_table.table(["collective", "among", "times a step", "MB a step"], groups) if groups else "no collectives"
     flops, model = row["flops"], row["model"]
     lines = [
         head,
@@ -112,7 +112,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         model = row["model"]
         cells += [f"{row['flops']['program'] / 1e9:,.0f}", f"{1e3 * model['step_overlapped_s']:.1f} to {1e3 * model['step_s']:.1f}"]
         lines.append([*cells, f"{row['cpu_seconds']:.0f}"])
-    return scores.table(header, lines)
+    return text_table.table(header, lines)
 
 
 def _crop(crop: Any) -> str:

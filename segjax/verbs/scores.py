@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.verbs.scoring import Score
+from segjax.verbs.text_table import table as table
 
 _NOT_IN_SYNTHIA = {"terrain", "truck", "train"}
 
@@ -33,7 +34,7 @@ def as_json(score: Score, *, step: int | None, weights: str) -> dict[str, Any]:
         "iou": [_number(value) for value in score.iou],
         "confusion": score.confusion[:classes, :classes].tolist(),
         "misses": score.confusion[:classes, classes].tolist(),
-        "size": list(trial.size) if trial.size else None,
+        "size": list(trial.size) if isinstance(trial.size, tuple) else trial.size,
         "inference": {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(trial.how).items()},
         "weights": weights,
     }
@@ -71,16 +72,6 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         advice = ": SYNTHIA lacks these, so mIoU16 and mIoU13 are what a network trained on it is reported by" if lacking else ""
         notes.append(f"\nNever answered, so 0 in the means that hold them: {', '.join(never)}{advice}.\n")
     return notes
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, so that it reads well on a terminal too."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    line = lambda row: (
-        "| " + " | ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))) + " |"
-    )
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def percent(value: float | None) -> str:
