@@ -15,7 +15,16 @@ import pathlib
 from typing import Any
 
 from segjax.errors import ConfigError
-from segjax.verbs import bench_ceilings, bench_measure, bench_peer, bench_plot, bench_topology, bench_versions, startup, workloads
+from segjax.verbs import (
+    bench_ceilings,
+    bench_measure,
+    bench_peer,
+    bench_plot,
+    bench_profile,
+    bench_versions,
+    startup,
+    workloads,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -34,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--chunks", type=int, default=20, metavar="N", help="looks at the clock for each side")
     text = "share of the chip's peak that the step-time model of --topology assumes for products (default 1: the floor)"
     parser.add_argument("--efficiency", type=float, default=1.0, metavar="SHARE", help=text)
+    text = "for a short loan of a machine: torch gets ready while we compile, once, and its answer is the only check of the numbers"
+    parser.add_argument("--quick", action="store_true", help=text)
+    parser.add_argument("--profile", action="store_true", help="trace some more steps and say which operations take their time")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE.jsonl", help="append the rows to this file")
     parser.add_argument("--show", type=pathlib.Path, metavar="FILE.jsonl", help="only print the rows of this file as tables")
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.svg", help="draw the measured rows under their ceilings")
@@ -46,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if args.against:
         bench_peer.available(args.peer_python)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # one card, two processes
-    startup.begin()
+    startup.begin(args)
     if args.topology:
+        from segjax.verbs import bench_topology  # the data pipeline, whose packages a workload does not need
+
         options = {"mesh": args.mesh, "per_device": args.per_device, "efficiency": args.efficiency}
         row = bench_topology.row(args.config, args.stage, args.topology, **options) | {"config": args.config_file}
         _write(args.out, row)
@@ -58,12 +72,14 @@ def run(args: argparse.Namespace) -> int:
         if workload.dtype not in ceilings:
             ceilings[workload.dtype] = bench_ceilings.measure(mesh, workload.dtype)
         ceiling = ceilings[workload.dtype]
-        row = bench_measure.row(name, workload, mesh, ceiling, chunks=args.chunks, against=args.against, python=args.peer_python) | (
-            {"config": args.config_file} if args.config else {}
-        )
+        options = {"against": args.against, "python": args.peer_python, "quick": args.quick, "profile": args.profile}
+        row = bench_measure.row(name, workload, mesh, ceiling, chunks=args.chunks, **options)
+        row |= {"config": args.config_file} if args.config else {}
         _write(args.out, row)
         rows.append(row)
         print(bench_measure.table([row]), flush=True)
+        if args.profile:
+            print(bench_profile.table(row["profile"]), flush=True)
     if len(rows) > 1:
         print(bench_measure.table(rows))
     if args.plot:
@@ -74,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(path: pathlib.Path) -> int:
     """The rows of a file, measured ones and compiled ones apart. ConfigError: no such file, or no rows of this verb in it."""
+    from segjax.verbs import bench_topology  # as above
+
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
