@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from segjax.data import features
 from segjax.data.sampling import Wanted
 from segjax.errors import ConfigError, DataError
 from segjax.typing import IGNORE
@@ -108,7 +109,8 @@ def random_crop(rng: np.random.Generator, example: dict, rule: CropRule, wanted:
     example: image uint8 [H,W,3], optional label uint8 [H,W], name. Image bilinear (antialiased when it shrinks), label nearest, both cut
     straight from the original in one step, whatever the resize and the scale. A redraw looks at the label alone. The redraws for a wanted
     class surround those for quality, as in DAFormer; each draws scale, place and flip anew.
-    out: {"image" [h,w,3], "label"? [h,w]} to write into (a row of a batch). Returns it. DataError when the crop exceeds the image.
+    out: {"image" [h,w,3], "label"? [h,w], "sam_features"? of the whole image (`data.features`)} to write into (a row of a batch). Returns
+    it. DataError when the crop exceeds the image.
     """
     image, label = example["image"], example.get("label")
     height, width = image.shape[:2]
@@ -131,6 +133,9 @@ def random_crop(rng: np.random.Generator, example: dict, rule: CropRule, wanted:
                 break
         assert view is not None  # the loops draw at least once
     _cut_image(image, view, out["image"])
+    if features.KEY in out:
+        whole = view.scaled == (height, width) == rule.crop
+        out[features.KEY][...] = features.whole_image(example, rule.crop, whole, view.mirrored)
     return out
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from segjax.data.crops import CropRule, random_crop
+from segjax.data.features import KEY
 from segjax.data.mixture import Mixture, order_of
 from segjax.data.robust import Broken, LabelsRead, Policy, first_readable, read
 from segjax.data.sampling import ClassSampling, Count, Interleave, Order
@@ -31,6 +32,8 @@ class Stream:
     policy: Policy
     labelled: bool
     part_ids: bool
+    features: tuple[tuple[int, ...], str] | None = None
+    """Shape and type of the features that its examples bring along (`data.features`)."""
 
     def orders(self, count: Count) -> tuple[tuple[int, Order], ...]:
         """(seed of the elements' generators, order of the records) for each crop rule. Class sampling reads or counts its statistics."""
@@ -43,11 +46,14 @@ class Stream:
         return tuple(found)
 
     def allocate(self, rows: int) -> dict[str, np.ndarray]:
-        """Arrays of a batch: ROLE_image, ROLE_label when labelled, ROLE_part (which part of a mixture) when asked for."""
+        """Arrays of a batch: ROLE_image, ROLE_label when labelled, ROLE_part (of a mixture) when asked for, ROLE_sam_features."""
         height, width = self.rules[0].crop
         arrays: dict[str, np.ndarray] = {f"{self.role}_image": np.empty((rows, height, width, 3), np.uint8)}
         if self.labelled:
             arrays[f"{self.role}_label"] = np.empty((rows, height, width), np.uint8)
+        if self.features:
+            shape, kind = self.features
+            arrays[f"{self.role}_{KEY}"] = np.empty((rows, *shape), kind)
         if self.part_ids:
             arrays[f"{self.role}_part"] = np.empty(rows, np.uint8)
         return arrays
@@ -57,7 +63,7 @@ class Stream:
         kind, own = self.deal(position)
         seed, order = orders[kind]
         found = read(self.dataset, order, seed, own, self.policy)
-        out = {key: arrays[f"{self.role}_{key}"][row] for key in ("image", "label") if f"{self.role}_{key}" in arrays}
+        out = {key: arrays[f"{self.role}_{key}"][row] for key in ("image", "label", KEY) if f"{self.role}_{key}" in arrays}
         random_crop(found.rng, found.example, self.rules[kind], found.draw.wanted, out)
         if self.part_ids:
             arrays[f"{self.role}_part"][row] = self.dataset.part_of(found.draw.index)[0]
@@ -86,4 +92,5 @@ def open_stream(
         policy,
         labelled="label" in first,
         part_ids=part_ids and isinstance(dataset, Mixture),
+        features=(first[KEY].shape[1:], str(first[KEY].dtype)) if KEY in first else None,
     )

@@ -9,7 +9,7 @@ side and cut to the centre as in CLIP's training. OUTPUT/images.npz holds `vecto
 `texts`. With --classes, scores.csv holds each image's probabilities, and its best class is printed. --dense (with --classes) writes
 OUTPUT/dense/NAME.png at the photograph's size, pixels being class numbers in the order of --classes: the whole photograph is stretched
 to --dense-size, every location is compared with the classes (MaskCLIP), and the scores are resized before the largest is taken.
-Several processes share every batch; the first one writes.
+Several processes share every batch; the first one writes. A SAM in --model leaves its features of the images (`segmenter_features`).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from PIL import Image
 from segjax.data.files import read_image_size
 from segjax.errors import ConfigError, DataError
 from segjax.runtime.log import say
-from segjax.verbs import folder, networks, startup, zero_shot
+from segjax.verbs import folder, networks, segmenter_features, startup, zero_shot
 from segjax.verbs.arguments import images_in, parse_size
 from segjax.verbs.embedder import Embedder
 from segjax.weights import sources
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dense-size", default="", metavar="WxH", help="size of the images under --dense; default: the network's square")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--keep", default="float16", metavar="TYPE", help="of a SAM's features: float16 or float32")
+    parser.add_argument("--flips", action="store_true", help="a SAM's features of the mirror images, too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     folder.writable(output)
     startup.begin(args)
     network = networks.load(args.model, layout=args.layout, settings=networks.settings(args.set))
+    if segmenter_features.is_segmenter(network):
+        return segmenter_features.run(args, network)
     embedder = Embedder(network, batch_size=args.batch_size, tokenizer=args.tokenizer or sources.local(args.model)[0], name=args.model)
     size = embedder.dense_size(dense_size) if args.dense else None
     words = zero_shot.vectors(chosen, prompts, embedder.texts) if chosen else None

@@ -6,6 +6,7 @@
 more than --min-area pixels gives a prompt of --points of its pixels; of the three masks that the network answers the one of best predicted
 IoU counts; pixels of several masks belong to none (255), and so do those of no mask; an image without a prompt keeps its label.
 Leaves labels/NAME.png, labels.sha256, pseudo.json (a data set reads all that by `segjax.data.pseudo:PseudoLabelled`) and before_after.png.
+--features reads what `segjax embed` of the same network has kept of the images, and the encoder does not run.
 A run that was stopped goes on with the images that are missing; an image's label depends on its place in the folder and on --seed, not on
 the batch, the devices or when it was made.
 """
@@ -15,13 +16,14 @@ import json
 import pathlib
 from typing import Any
 
-from segjax.data import folders, label_spaces, pseudo
+from segjax.data import features, folders, label_spaces, pseudo
 from segjax.data.dataset import Dataset
 from segjax.errors import ConfigError, WeightsError
 from segjax.nets import label_refiner
 from segjax.runtime import workdir
 from segjax.verbs import folder, networks, startup
 from segjax.verbs import refine_work as work
+from segjax.verbs.segmenter_features import is_segmenter
 
 OPTIONS = ("min_area", "points", "places", "erode", "keep_overlaps", "second_pass", "seed")
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of images")
     parser.add_argument("--labels", required=True, type=pathlib.Path, metavar="DIR", help="their pseudo-labels")
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="receives labels/, pseudo.json, before_after.png")
+    parser.add_argument("--features", default="", metavar="DIR", help="the images' features, as `segjax embed` of this --model left them")
     parser.add_argument("--label-space", default="", metavar="NAME", help="classes of the labels (default: as pseudo.json says)")
     parser.add_argument("--encoding", default="", metavar="NAME", help="what the ids of --labels mean (default: train ids)")
     parser.add_argument("--min-area", type=int, default=5000, metavar="N", help="pixels that a component must exceed")
@@ -55,12 +58,17 @@ def run(args: argparse.Namespace) -> int:
     dataset = _dataset(args)
     startup.begin(args)
     network = networks.load(args.model, settings=networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {}))
-    if not hasattr(network.module, "decode") or not hasattr(network.module, "stretch"):
+    if not is_segmenter(network):
         name = type(network.module).__name__
         raise WeightsError(f"--model: its network is a {name}, which takes no prompts: expected SAM, MobileSAM or EfficientSAM")
+    kept = None
+    if args.features:
+        kept = features.WithFeatures(dataset, args.features)
+        features.check_weights(kept.root, kept.summary, networks.hashes(args.model))
     label_refiner.check(network.module, args.points, args.second_pass)
     settings = {name: getattr(args, name) for name in OPTIONS} | {"dtype": args.dtype, "set": args.set}
     settings |= {"model": networks.hashes(args.model), "data": repr(dataset), "label_space": dataset.label_space.name}
+    settings |= {"features": kept.summary["sha256"]} if kept else {}
     settings = json.loads(json.dumps(settings))
     if _finished(args.output, settings):
         print(f"{args.output}: finished before with the same settings and inputs, nothing to do")
@@ -76,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             "remove_overlaps": not args.keep_overlaps,
             "second_pass": args.second_pass,
         }
-        work.make(dataset, network, args.output, batch_size=args.batch_size, seed=args.seed, options=options)
+        work.make(dataset, network, args.output, batch_size=args.batch_size, seed=args.seed, options=options, kept=kept)
         summary = work.summarize(dataset, args.output, settings)
     print(work.text(summary))
     print(f"{len(dataset)} labels in {args.output}, {args.output / work.PICTURE}")

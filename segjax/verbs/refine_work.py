@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from PIL import Image
 
 from segjax.data import files, pseudo
 from segjax.data.dataset import Dataset
+from segjax.data.features import WithFeatures
 from segjax.nets.label_refiner import refine_labels
 from segjax.runtime import mesh as meshes
 from segjax.runtime.prefetch import Prefetch
@@ -22,15 +23,24 @@ from segjax.verbs import networks
 from segjax.verbs.progress import progress
 from segjax.verbs.pseudo_label_files import write, write_png
 from segjax.verbs.pseudo_label_picture import shown
+from segjax.verbs.segmenter_features import batches_by_size
 
 PICTURE = "before_after.png"
 _WIDE = 320  # pixels of each of the three parts of a strip
 
 
 def make(
-    dataset: Dataset, network: networks.Network, place: pathlib.Path, *, batch_size: int, seed: int, options: Mapping[str, Any]
+    dataset: Dataset,
+    network: networks.Network,
+    place: pathlib.Path,
+    *,
+    batch_size: int,
+    seed: int,
+    options: Mapping[str, Any],
+    kept: WithFeatures | None = None,
 ) -> None:
-    """Writes the labels that are missing below `place`/labels. options: of `nets.label_refiner.refine_labels`."""
+    """Writes the labels that are missing below `place`/labels. options: of `nets.label_refiner.refine_labels`. kept: the same images with
+    the network's features, which is then not asked for them."""
     paths = [place / pseudo.LABELS / name for name in pseudo.file_names(dataset)]
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
     mesh = meshes.make_mesh(jax.device_count() if len(missing) >= jax.device_count() else 1)
@@ -39,12 +49,16 @@ def make(
     key, classes, where = jax.random.key(seed), dataset.label_space.num_classes, meshes.batch_sharding(mesh)
 
     @jax.jit
-    def refined(variables, index, image, label):
+    def refined(variables, index, image, label, features):
         keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(index)
-        found = refine_labels(network.module, variables, keys, image, label, num_classes=classes, **options)
+        found = refine_labels(network.module, variables, keys, image, label, num_classes=classes, features=features, **options)
         return found.label
 
-    ready = Prefetch(_batches(dataset, missing, batch_size), lambda batch: (batch[0], jax.device_put(batch, where)))
+    def features(index: np.ndarray) -> np.ndarray | None:
+        return None if kept is None else np.stack([kept.features(n)[0] for n in index.tolist()])
+
+    given = ((index, *arrays, features(index)) for index, *arrays in batches_by_size(dataset, missing, batch_size, "label"))
+    ready = Prefetch(given, lambda batch: (batch[0], jax.device_put(batch, where)))
     with progress("refine", len(missing)) as advance, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         done = 0
         while done < len(missing):
@@ -54,21 +68,6 @@ def make(
             list(pool.map(lambda n, label: write_png(paths[n], label, level=6), index[:own].tolist(), labels[:own]))
             done += own
             advance(own)
-
-
-def _batches(dataset: Dataset, missing: list[int], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(numbers int32 [B], images, labels) of equal sizes, each filled up with its last image."""
-    sizes: dict[tuple[int, int], list[int]] = {}
-    for index in missing:
-        sizes.setdefault(dataset.image_size(index), []).append(index)
-    for group in sizes.values():
-        for start in range(0, len(group), batch_size):
-            part = group[start : start + batch_size]
-            examples = [dataset[index] for index in part]
-            examples += examples[-1:] * (batch_size - len(part))
-            part += part[-1:] * (batch_size - len(part))
-            image, label = (np.stack([example[name] for example in examples]) for name in ("image", "label"))
-            yield np.array(part, np.int32), image, label
 
 
 def summarize(dataset: Dataset, place: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
