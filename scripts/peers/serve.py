@@ -52,24 +52,23 @@ def chunk(prepared: Prepared, count: int, sets: int, device: str) -> list[float]
 
 
 def ready(module, sizes: dict, sets: list, device: str, folder: pathlib.Path) -> tuple[dict[str, Prepared], dict[str, str]]:
-    """The variants that work, and the errors of the others. The first must: its weights and answer are the peer's."""
+    """The variants that work, and the errors of the others. Weights and answer are those of the first that does."""
     made, failed = {}, {}
     for variant in getattr(module, "VARIANTS", ("eager", "channels_last")) + (("compiled",) if device == "cuda" else ()):
         torch.manual_seed(0)
         try:
             prepared = module.prepare(sizes, sets, variant, device)
-            if not made and not failed:  # before any step has changed the weights
-                save_file(
-                    {key: value.detach().cpu().contiguous() for key, value in prepared.weights.items()}, folder / "weights.safetensors"
-                )
+            if not made:  # before any step has changed the weights
+                weights = {key: value.detach().cpu().contiguous() for key, value in prepared.weights.items()}
+                save_file(weights, folder / "weights.safetensors")
                 np.savez(folder / "out.npz", **prepared.out())
             chunk(prepared, 2, len(sets), device)
             made[variant] = prepared
         except Exception as error:
-            if not made:
-                raise
             failed[variant] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             print(f"torch, {variant}: {failed[variant]}", file=sys.stderr, flush=True)
+    if not made:
+        raise SystemExit(1)
     return made, failed
 
 

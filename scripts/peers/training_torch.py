@@ -15,19 +15,22 @@ def prepare(net, optimizer, sets, variant, device, dtype, *, image, loss) -> Pre
     net = net.to(memory_format=layout)
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     optimizer = optimizer(net.parameters())
-    forward = torch.compile(net) if variant == "compiled" else net
     placed = [(torch.from_numpy(s["source_image"]).to(device), torch.from_numpy(s["source_label"]).to(device)) for s in sets]
     half = dtype == "bfloat16"
 
     def ready(pixels):
         return image(pixels.permute(0, 3, 1, 2).float()).contiguous(memory_format=layout)
 
-    def call(n):
-        pixels, label = placed[n]
-        optimizer.zero_grad(set_to_none=True)
+    def objective(pixels, label):
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            logits = forward(ready(pixels))
-        value = loss(logits.float(), label.long())
+            logits = net(ready(pixels))
+        return loss(logits.float(), label.long())
+
+    value_of = torch.compile(objective) if variant == "compiled" else objective
+
+    def call(n):
+        optimizer.zero_grad(set_to_none=True)
+        value = value_of(*placed[n])
         value.backward()
         optimizer.step()
         return value.detach()

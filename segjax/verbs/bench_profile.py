@@ -33,12 +33,15 @@ _WAITING = re.compile(r"^(while|conditional|call|ThunkExecutor|ThreadpoolListene
 
 def of(runner: Runner, steps: int = STEPS) -> dict[str, Any]:
     """{"direction", "kind": milliseconds a step by each, "longest": [name, milliseconds, calls, where it comes from]}, summed over streams
-    or threads: what runs side by side counts twice."""
+    or threads: what runs side by side counts twice. {"failed": why} where the profiler has nothing to say; the row stands without it."""
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, create_perfetto_trace=False):
-            runner.steps(steps)
-        found = next(pathlib.Path(folder).rglob("*.trace.json.gz"), None)
-        events = json.loads(gzip.decompress(found.read_bytes()))["traceEvents"] if found else []
+        try:
+            with jax.profiler.trace(folder):
+                runner.steps(steps)
+            found = next(pathlib.Path(folder).rglob("*.trace.json.gz"))
+            events = json.loads(gzip.decompress(found.read_bytes()))["traceEvents"]
+        except (RuntimeError, OSError, ValueError, KeyError, StopIteration) as error:
+            return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     return summary(events, origins(runner.compiled.as_text() or ""), steps)
 
 
@@ -83,6 +86,8 @@ def summary(events: list[dict[str, Any]], origin: dict[str, str], steps: int) ->
 
 def table(profile: dict[str, Any]) -> str:
     """As text: sums first."""
+    if "failed" in profile:
+        return f"no profile: {profile['failed']}"
     sums = [f"{name} {ms:.3g} ms" for part in ("direction", "kind") for name, ms in profile[part].items()]
     rows = [[name, f"{ms:.3f}", f"{calls:g}", where] for name, ms, calls, where in profile["longest"]]
     return f"{', '.join(sums)}\n{text_table.table(['operation', 'ms a step', 'calls', 'from'], rows)}"
