@@ -42,6 +42,8 @@ class CropRule:
     factor in [lo, hi] on top; `independent`: one for the height and one for the width (DiGA's RandomSized_and_Crop). flip: left-right with
     probability one half. small: where the scaled image is smaller than the crop, "pad" (black, label 255) or "fill" (the whole image is
     stretched over the crop, as DiGA). quality: which crops of a labelled image will do. share: the part of a batch that is cut like this.
+    diagonal: as detectron2's FixedSizeCrop, which draws one number for the place in both directions, and pads to the right and below what
+    is smaller than the crop, at scale 1 too.
     """
 
     crop: tuple[int, int]
@@ -52,11 +54,12 @@ class CropRule:
     small: str = "pad"
     quality: Quality | None = None
     share: float = 1.0
+    diagonal: bool = False
 
     def check(self, height: int, width: int, name: str) -> None:
         """DataError when the crop exceeds an image of this size at scale 1."""
         height, width = self.resize or (height, width)
-        if self.small == "pad" and (self.crop[0] > height or self.crop[1] > width):
+        if self.small == "pad" and not self.diagonal and (self.crop[0] > height or self.crop[1] > width):
             way_out = "set data.resize" if self.resize is None else "raise data.resize"
             raise DataError(f"crop {self.crop[1]}x{self.crop[0]} is larger than {width}x{height} in {name}: lower data.crop or {way_out}")
 
@@ -148,7 +151,12 @@ def _draw(rng: np.random.Generator, rule: CropRule, height: int, width: int) -> 
     scaled = (max(1, round(base[0] * (low + (high - low) * by_y))), max(1, round(base[1] * (low + (high - low) * by_x))))
     if rule.small == "fill" and (scaled[0] < rule.crop[0] or scaled[1] < rule.crop[1]):
         scaled = rule.crop
-    return _View(scaled, _span(place_y, rule.crop[0], scaled[0]), _span(place_x, rule.crop[1], scaled[1]), rule.flip and coin < 0.5)
+    if rule.diagonal:
+        place_x = place_y
+    spans = [_span(place, crop, size) for place, crop, size in zip((place_y, place_x), rule.crop, scaled, strict=True)]
+    if rule.diagonal:
+        spans = [(first, 0, length) for first, _, length in spans]
+    return _View(scaled, *spans, rule.flip and coin < 0.5)
 
 
 def _span(place: float, crop: int, size: int) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from segjax.data.pipeline import Batch, iterate, share
-from segjax.data.transforms import resize_image
+from segjax.data.transforms import Size, resize_image
 from segjax.errors import DataError
 from segjax.typing import IGNORE
 
@@ -32,7 +32,7 @@ def evaluation_batches(
     dataset,
     *,
     batch_size: int,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     only: Container[int] | None = None,
     max_shapes: int = MAX_SHAPES,
     process_index: int = 0,
@@ -41,13 +41,13 @@ def evaluation_batches(
     """Yield every example once: {"image" uint8 [b,h,w,3], "label" uint8 [b,H,W], "size" int32 [b,2], "index" int64 [b], "name" list[str],
     "canvas" (H,W), "exact" bool}.
 
-    size: (height, width) that images alone are resized to; labels keep their own, so that scores are counted on true pixels. "label" is
-    absent from an unlabelled set. A batch holds examples of one group (`groups`); "size" has each example's own. Where they are not the
-    canvas's ("exact" False) the label is filled up to it with 255 and, without `size`, the image by repeating its last row and column.
-    The last batch of a group is filled up with copies whose label is 255, name "" and index -1. only: batches without any of these
-    examples are left out, and the others stay what they are (work that was interrupted goes on with equal batches). b is this process's
-    share; every process yields the same shapes in the same order. DataError: empty set, a label whose size is not its image's in a padded
-    group.
+    size: (height, width) that images alone are resized to, or the length of their shorter edge; labels keep their own, so that scores are
+    counted on true pixels. "label" is absent from an unlabelled set. A batch holds examples of one group (`groups`); "size" has each
+    example's own. Where they are not the canvas's ("exact" False) the label is filled up to it with 255 and, unless `size` is a pair, the
+    image by repeating its last row and column (before the shorter edge of the canvas is resized). The last batch of a group is filled up
+    with copies whose label is 255, name "" and index -1. only: batches without any of these examples are left out, and the others stay what
+    they are (work that was interrupted goes on with equal batches). b is this process's share; every process yields the same shapes in the
+    same order. DataError: empty set, a label whose size is not its image's in a padded group.
     """
     local = share(batch_size, process_count)
     plan = [
@@ -90,7 +90,7 @@ def _by_canvas(sizes: list[tuple[int, int]], step: int) -> dict[tuple[int, int],
     return found
 
 
-def _batch(dataset, group: Group, filled: tuple[int, ...], spare: int, size: tuple[int, int] | None) -> Batch:
+def _batch(dataset, group: Group, filled: tuple[int, ...], spare: int, size: Size | None) -> Batch:
     loaded = {index: dataset[spare if index < 0 else index] for index in dict.fromkeys(filled)}
     examples = [loaded[index] for index in filled]
     images = [example["image"] for example in examples]
@@ -108,10 +108,10 @@ def _batch(dataset, group: Group, filled: tuple[int, ...], spare: int, size: tup
                 name = example["name"]
                 raise DataError(f"label of {name} is {d}x{c} but its image is {b}x{a}: set data.resize to bring both to one size")
         labels = [_pad(label, group.canvas, IGNORE) for label in labels]
+    if not group.exact and not isinstance(size, tuple):
+        images = [_pad(image, group.canvas) for image in images]
     if size:
         images = [resize_image(image, size) for image in images]
-    elif not group.exact:
-        images = [_pad(image, group.canvas) for image in images]
     batch["image"] = _stack(images, examples, "image")
     if labels:
         batch["label"] = _stack(labels, examples, "label")

@@ -10,7 +10,7 @@ from segjax.data import encodings, files, label_spaces
 from segjax.data.dataset import Dataset, Example
 from segjax.data.files import BadIds, SizeMismatch, read_image, read_image_size
 from segjax.data.pairing import Choice, Listed, pair_folders, read_list, unpaired_message
-from segjax.data.transforms import resize_image, resize_label
+from segjax.data.transforms import Size, checked, fitted, resize_image, resize_label
 from segjax.errors import DataError
 
 
@@ -21,10 +21,10 @@ class FolderDataset(Dataset):
     unlabelled. Files pair by relative path without the suffixes of the public layouts (`_leftImg8bit`, `_gtFine_labelIds`, `_rgb_anon`,
     `_gt_labelTrainIds`, `_train_id`). file_list: a text file of "image label" lines, paths relative to it (or to `images`), or such pairs
     themselves; an image alone has no label. label_space, encoding: what a label's values mean (`encodings.get`: a name, a map, or a JSON
-    file of ids or colours). include, exclude: keep or drop names by substring. names: keep these alone, file names with or without
-    suffix, or a text file of them. resize: (height, width) of every example, image bilinear, label nearest. labelled=False never opens a
-    label. cache: see Dataset. strict=False keeps the complete pairs and lists the rest in `unpaired` (images, labels), which `data check`
-    prints.
+    file of ids or colours). include, exclude: keep or drop names by substring. names: keep these alone, file names with or without suffix,
+    or a text file of them. resize: (height, width) of every example, or the length of its shorter edge, image bilinear, label nearest.
+    labelled=False never opens a label. cache: see Dataset. strict=False keeps the complete pairs and lists the rest in `unpaired` (images,
+    labels), which `data check` prints.
 
     Images become RGB uint8 (grey, palette, RGBA and CMYK are converted, an EXIF rotation is applied); 16-bit images are refused.
     Raises DataError: nothing found, unpaired files (first 10 of both sides), and on reading: damaged file, size mismatch, bad ids.
@@ -45,7 +45,7 @@ class FolderDataset(Dataset):
         include=(),
         exclude=(),
         names: "str | Iterable[str] | None" = None,
-        resize: tuple[int, int] | None = None,
+        resize: Size | None = None,
         labelled: bool = True,
         cache: bool = False,
         strict: bool = True,
@@ -54,10 +54,7 @@ class FolderDataset(Dataset):
         self.label_space = label_spaces.get(label_space)
         self.stored = encodings.get(encoding, self.label_space)
         self.encoding = self.stored.name
-        self.resize: tuple[int, int] | None = None
-        if resize:
-            height, width = resize
-            self.resize = (height, width)
+        self.resize = checked(resize, "resize")
         self._table = encodings.decode_table(self.label_space, self.stored)
         self._valid = encodings.valid_ids(self.label_space, self.stored)
         self.unpaired: tuple[list[str], ...] = ([], [])
@@ -116,7 +113,10 @@ class FolderDataset(Dataset):
         return resize_image(image, self.resize) if self.resize else image
 
     def _image_size(self, index: int) -> tuple[int, int]:
-        return self.resize or read_image_size(self.pairs[index][0])
+        if isinstance(self.resize, tuple):
+            return self.resize
+        own = read_image_size(self.pairs[index][0])
+        return own if self.resize is None else fitted(own, self.resize)
 
     def _label(self, index: int) -> np.ndarray:
         path = self._label_path(index)

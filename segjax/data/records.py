@@ -11,7 +11,7 @@ from PIL import Image
 from segjax.data import label_spaces
 from segjax.data.dataset import Dataset, Example
 from segjax.data.pairing import Choice
-from segjax.data.transforms import resize_image, resize_label
+from segjax.data.transforms import Size, checked, resize_image, resize_label
 from segjax.errors import DataError
 from segjax.typing import IGNORE
 
@@ -36,7 +36,7 @@ class RecordDataset(Dataset):
         include=(),
         exclude=(),
         names=None,
-        resize: tuple[int, int] | None = None,
+        resize: Size | None = None,
         labelled: bool = True,
         cache: bool = False,
     ):
@@ -57,10 +57,7 @@ class RecordDataset(Dataset):
             self._table[: recorded.num_classes] = label_spaces.mapping(recorded, self.label_space)
         self._has_labels: bool = metadata["labelled"]
         self.labelled = labelled and self._has_labels
-        self.resize: tuple[int, int] | None = None
-        if resize:
-            height, width = resize
-            self.resize = (height, width)
+        self.resize = checked(resize, "resize")
         choose = Choice(include, exclude, names)
         stored = metadata["splits"][split]["names"]
         self._rows = [row for row, name in enumerate(stored) if choose(pathlib.PurePath(name).name)]

@@ -99,14 +99,16 @@ class Mask2Former(nn.Module):
             self.no_object_weight = weight("no_object_weight", 1, 0.1)
 
     def __call__(self, image: Array, train: bool = False) -> dict[str, Any]:
-        """`predictions`, and logits [B,H,W,K]: the semantic map (`ops.mask_classification`) at the image's size, float32, not negative.
+        """`answer` of `features`."""
+        return self.answer(self.features(image, train), (image.shape[1], image.shape[2]))
 
-        Under jit only what is used of them is computed.
+    def answer(self, maps: list[Array], size: tuple[int, int]) -> dict[str, Any]:
+        """`predictions` for the backbone's maps of images of `size`, and logits [B,*size,K]: the semantic map (`ops.mask_classification`)
+        at the image's size, float32, not negative. Under jit only what is used of them is computed.
         """
-        found = self.predictions(self.features(image, train))
-        height, width = image.shape[1:3]
-        size = (height + -height % self.size_divisor, width + -width % self.size_divisor)
-        return found | {"logits": semantic_map(found["class_logits"], found["mask_logits"], size, (height, width))}
+        found = self.predictions(maps)
+        height, width = (side + -side % self.size_divisor for side in size)
+        return found | {"logits": semantic_map(found["class_logits"], found["mask_logits"], (height, width), size)}
 
     def features(self, image: Array, train: bool = False) -> list[Array]:
         """The backbone's four maps, fine to coarse, of an image [B,H,W,3] in [0,1]. ConfigError: it has another number of them."""

@@ -35,6 +35,8 @@ DAFORMER = {
 }
 """DAFormer's, HRDA's and MIC's, after mixing (mmseg/models/utils/dacs_transforms.py)."""
 DACS = {**DAFORMER, "jitter": (0.25, 0.25, 0.25, 0.25)}
+SSD = (32 / 255, 0.5, 0.5, 0.1)
+"""Strengths of `ssd_view` in Mask2Former, fc-clip and CLOUDS (there 32, 0.5..1.5, 0.5..1.5 and 18 of 180)."""
 
 
 def strong_view(
@@ -78,6 +80,26 @@ def strong_view(
         factor = jax.random.uniform(factor_key, (image.shape[0],), maxval=sharpness)
         image = _sometimes(chosen_key, adjust_sharpness(image, factor), image, sharpness_probability)
     return image
+
+
+def ssd_view(key: Key, image: Array, strengths: tuple[float, float, float, float] = SSD, *, probability: float = 0.5) -> Array:
+    """SSD's colour changes as Mask2Former, fc-clip and CLOUDS draw them: each happens to an image with `probability` by itself.
+
+    strengths: brightness b, values shift by -b..b; contrast c, values times 1-c..1+c; saturation s, HSV's times 1-s..1+s; hue h, turned by
+    -h..h of the circle. Brightness first, then saturation and hue, with contrast before the two or, by one more coin, after them. Source:
+    `ColorAugSSDTransform` of facebookresearch/Mask2Former, which rounds to whole values after each change, and the hue to 2 degrees.
+    """
+    keys = jax.random.split(key, 3)
+    count = image.shape[0]
+    drawn = jax.random.uniform(keys[0], (4, count), minval=-1.0)
+    happens = jax.random.bernoulli(keys[1], probability, (4, count))
+    by = jnp.where(happens, drawn, 0.0) * jnp.asarray(strengths, jnp.float32)[:, None]
+    each = lambda x: x[:, None, None, None]
+    contrasted = lambda x, chosen: jnp.where(each(chosen), jnp.clip(x * each(1 + by[1]), 0, 1), x)
+    first = jax.random.bernoulli(keys[2], 0.5, (count,))
+    image = contrasted(photometric.shift_brightness(image, by[0]), first)
+    image = photometric.adjust_hue(photometric.scale_saturation(image, 1 + by[2]), by[3])
+    return contrasted(image, ~first)
 
 
 def diga_view(key: Key, image: Array, *, share: float = 0.4, faithful: bool = False, **chain) -> Array:

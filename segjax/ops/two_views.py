@@ -3,6 +3,11 @@
 Views of an image lie side by side, [B,views,...] and in one batch [B * views,...]: a batch that is sharded over devices stays where it is.
 """
 
+import itertools
+import math
+
+import jax.numpy as jnp
+
 from segjax.ops.distill import symmetric_distillation
 from segjax.typing import Array, Terms
 
@@ -25,6 +30,24 @@ def by_view(outputs: dict[str, Array], count: int) -> dict[str, Array]:
 def view(outputs: dict[str, Array], number: int) -> dict[str, Array]:
     """One view's part of `by_view`, each value [B,...]."""
     return {name: value[:, number] for name, value in outputs.items()}
+
+
+def side_by_side(*parts: Array) -> Array:
+    """Batches [B_i,...] as one [sum of B_i,...], in which the first of n equal blocks of rows holds the first n-th of each part, and so on.
+
+    n is the greatest common divisor of the B_i: a batch that is sharded over n devices, or a divisor of it, stays where it is.
+    """
+    blocks = math.gcd(*(part.shape[0] for part in parts))
+    grouped = [part.reshape(blocks, -1, *part.shape[1:]) for part in parts]
+    return one_batch(jnp.concatenate(grouped, 1))
+
+
+def apart(batch: Array, counts: tuple[int, ...]) -> list[Array]:
+    """The parts of `side_by_side`, of `counts` rows."""
+    blocks = math.gcd(*counts)
+    grouped = batch.reshape(blocks, -1, *batch.shape[1:])
+    cuts = list(itertools.accumulate(count // blocks for count in counts[:-1]))
+    return [one_batch(part) for part in jnp.split(grouped, cuts, 1)]
 
 
 def distillation_terms(

@@ -133,7 +133,19 @@ def ema_update(old, new, step: Array | int, decay: float):
 
     Leaves that are not floating point are taken from `new`. Source: DACS/DAFormer `_update_ema`, DiGA `update_teacher_params`.
     """
-    alpha = jnp.minimum(1 - 1 / (jnp.asarray(step, jnp.float32) + 1), decay)
+    return _blended(old, new, jnp.minimum(1 - 1 / (jnp.asarray(step, jnp.float32) + 1), decay))
+
+
+def ema_update_every(old, new, step: Array | int, decay: float, every: int):
+    """Teacher before step t = 0, 1, ...: decay * old + (1 - decay) * new where `every` divides t, a copy of the student at 0, else old.
+
+    Source: yasserben/CLOUDS clouds/clouds.py (every 100 iterations, .999). Leaves that are not floating point are taken from `new`.
+    """
+    step = jnp.asarray(step)
+    return _blended(old, new, jnp.where(step == 0, 0.0, jnp.where(step % every == 0, jnp.float32(decay), 1.0)))
+
+
+def _blended(old, new, alpha: Array):
     blend = lambda o, n: (alpha * o + (1 - alpha) * n).astype(o.dtype) if jnp.issubdtype(o.dtype, jnp.floating) else n
     return jax.tree.map(blend, old, new)
 

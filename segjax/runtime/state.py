@@ -1,5 +1,6 @@
 """The training state that the methods of this package share."""
 
+from collections.abc import Collection
 from typing import Any, Self
 
 import jax
@@ -15,7 +16,8 @@ class TrainState(struct.PyTreeNode):
     """Everything that a step changes, as one pytree.
 
     step: int32 scalar, the number of finished steps. key: typed PRNG key, constant; a step draws from `step_key()`.
-    params, batch_stats: the student. opt_state: of the optimizer. ema_params, ema_batch_stats: the teacher, None without one.
+    params, batch_stats: the student. opt_state: of the optimizer. ema_params, ema_batch_stats: the teacher, None without one; of a teacher
+    that shares parts of the network with the student (names at the top of both), the other parts alone.
     predicts: "teacher" or "student", whose answers count (predictions and exported weights); there is no choice without a teacher.
     """
 
@@ -30,18 +32,30 @@ class TrainState(struct.PyTreeNode):
 
     @classmethod
     def create(
-        cls, key: Key, variables: dict, optimizer: optax.GradientTransformation, *, ema: bool = False, predicts: str = "teacher"
+        cls,
+        key: Key,
+        variables: dict,
+        optimizer: optax.GradientTransformation,
+        *,
+        ema: bool = False,
+        predicts: str = "teacher",
+        fixed: Collection[str] = (),
+        shared: Collection[str] = (),
     ) -> Self:
-        """State at step 0 from `{"params", "batch_stats"}` (the second may be absent); `ema` adds a teacher, a copy."""
+        """State at step 0 from `{"params", "batch_stats"}` (the second may be absent); `ema` adds a teacher, a copy.
+
+        fixed: parts that never learn, so the optimizer has no state of them. shared: parts of which the teacher has no copy.
+        """
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        copied = lambda tree: jax.tree.map(jnp.copy, without(tree, shared)) if ema else None
         return cls(
             step=jnp.zeros((), jnp.int32),
             key=key,
             params=params,
             batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else None,
+            opt_state=optimizer.init(without(params, fixed)),
+            ema_params=copied(params),
+            ema_batch_stats=copied(batch_stats),
             predicts=predicts,
         )
 
@@ -55,7 +69,12 @@ class TrainState(struct.PyTreeNode):
         """What predicts, as `model.apply` takes it: the teacher, or the student when there is none or `predicts` says so."""
         if self.ema_params is None or self.predicts == "student":
             return self.variables
-        return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
+        return self.teacher
+
+    @property
+    def teacher(self) -> dict:
+        """The teacher as `model.apply` takes it, with what it shares."""
+        return {"params": {**self.params, **self.ema_params}, "batch_stats": {**self.batch_stats, **self.ema_batch_stats}}
 
     def step_key(self) -> Key:
         """The key of this step: a function of (seed, step) alone, so a resumed run draws what the unbroken one would have."""
@@ -72,7 +91,15 @@ class TrainState(struct.PyTreeNode):
         if "batch_stats" in variables:
             batch_stats = _graft("batch_stats", self.batch_stats, variables["batch_stats"])
         changed = self.replace(params=params, batch_stats=batch_stats)
-        return changed if self.ema_params is None else changed.replace(ema_params=params, ema_batch_stats=batch_stats)
+        if self.ema_params is None:
+            return changed
+        own = lambda copy, tree: {name: tree[name] for name in copy}
+        return changed.replace(ema_params=own(self.ema_params, params), ema_batch_stats=own(self.ema_batch_stats, batch_stats))
+
+
+def without(tree: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """Variables without the parts of these names at their top."""
+    return {name: part for name, part in tree.items() if name not in parts}
 
 
 def path_name(path) -> str:

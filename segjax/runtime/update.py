@@ -1,6 +1,6 @@
 """The end of every training step: optimizer, EMA teacher, step counter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import jax
@@ -9,7 +9,7 @@ import optax
 
 from segjax.errors import ConfigError
 from segjax.runtime.optim import accumulated_grad, ema_update
-from segjax.runtime.state import TrainState
+from segjax.runtime.state import TrainState, without
 from segjax.typing import Array, Key, Metrics, Terms
 
 S = TypeVar("S", bound=TrainState)
@@ -44,15 +44,19 @@ def descend(
     key: Key,
     ema_decay: float = 0.0,
     accumulate: int = 1,
+    fixed: Collection[str] = (),
 ) -> tuple[S, Metrics]:
     """One step down the gradient of a loss: the new state, and each term's contribution to the loss with "gradient_norm".
 
     terms: (params, inputs, batch_stats, key) -> ({"loss/...": (sum, weight)}, batch_stats). With `accumulate` > 1 it sees that many
     equal parts of the inputs one after the other, each with a key of its own, for the memory of one; the loss is still that of the
-    whole batch (`optim.accumulated_grad` says what BatchNorm makes of it).
+    whole batch (`optim.accumulated_grad` says what BatchNorm makes of it). fixed: parts of the network that do not learn, as in
+    `TrainState.create`; `terms` does not see them.
     """
-    found, metrics, batch_stats = gradients(terms, state.params, inputs, carry=state.batch_stats, key=key, accumulate=accumulate)
-    return apply_gradients(state, found, optimizer, batch_stats, ema_decay), metrics
+    learns = without(state.params, fixed)
+    found, metrics, batch_stats = gradients(terms, learns, inputs, carry=state.batch_stats, key=key, accumulate=accumulate)
+    moved = apply_gradients(state.replace(params=learns), found, optimizer, batch_stats, ema_decay)
+    return moved.replace(params={**state.params, **moved.params}), metrics
 
 
 def gradients(

@@ -43,14 +43,17 @@ def _role(role: str, data: Mapping[str, Any], rows: int, *, labelled: bool) -> d
 def frozen_weights(config, stage: build.Stage) -> Any:
     """Shapes of what the stage's method reads and never trains: from a file that is there, else from the earlier stage that would leave it.
 
-    A file that is the stage's own `model.weights`, too, has the network's shapes, those of its `backbone` alone where it has one (an
-    ImageNet encoder). WeightsError: nothing tells.
+    Without either, those of the network that the method has under the same name (its segmenter). A file that is the stage's own
+    `model.weights`, too, has the network's shapes, those of its `backbone` alone where it has one (an ImageNet encoder). WeightsError:
+    nothing tells.
     """
     found = {}
     for name, text in (build.plain(config.stages[stage.name]).get("frozen") or {}).items():
         earlier = _EARLIER.fullmatch(text) if isinstance(text, str) else None
         there = isinstance(text, str) and pathlib.Path(text).exists()
-        if earlier is None and not there and text and text == stage.spec["model"].get("weights"):
+        if not there and build.is_network(own := stage.spec["method"].get(name)):
+            found[name] = variables.shapes(build.network(own, f"config.stages.{stage.name}.method.{name}"))
+        elif earlier is None and not there and text and text == stage.spec["model"].get("weights"):
             shapes = variables.shapes(stage.model)
             found[name] = {kind: {_ENCODER: tree[_ENCODER]} if _ENCODER in tree else tree for kind, tree in shapes.items()}
         elif earlier is None:

@@ -213,14 +213,23 @@ def output_space(name: str, outputs: int, where: str) -> tuple[label_spaces.Labe
 def _assemble(name: str, seed: int, spec: Mapping[str, Any]) -> Stage:
     where = f"config.stages.{name}"
     _check_spec(spec, where)
-    arguments = {key: value for key, value in spec["model"].items() if key not in WEIGHT_KEYS}
-    if "dtype" in arguments:
-        arguments["dtype"] = compute_dtype(arguments["dtype"], f"{where}.model.dtype")
-    model = resolve(arguments, f"{where}.model")
+    model = network({key: value for key, value in spec["model"].items() if key not in WEIGHT_KEYS}, f"{where}.model")
     # The schedule ends with the stage unless the config says otherwise (FDA decays over 150 000 steps and stops at 100 000).
     optimizer = call(optim.make_optimizer, {"total_steps": spec["steps"], **spec["optimizer"]}, f"{where}.optimizer")
-    method = resolve(spec["method"], f"{where}.method", model=model, optimizer=optimizer)
+    parts = {key: network(part, f"{where}.method.{key}") if is_network(part) else part for key, part in spec["method"].items()}
+    method = resolve(parts, f"{where}.method", model=model, optimizer=optimizer)
     return Stage(name, seed, spec, model, method)
+
+
+def is_network(part: Any) -> bool:
+    """Whether a value of a method is a network that it reads, which is built before: a segmenter whose weights are frozen, say."""
+    return isinstance(part, Mapping) and "make" in part
+
+
+def network(spec: Mapping[str, Any], where: str) -> Any:
+    """The module of a config's `{"make": ..., **arguments}`, `dtype` by name. ConfigError."""
+    dtype = {"dtype": compute_dtype(spec["dtype"], f"{where}.dtype")} if "dtype" in spec else {}
+    return resolve({**spec, **dtype}, where)
 
 
 def _check_spec(spec: Mapping[str, Any], where: str) -> None:

@@ -2,7 +2,7 @@
 
 Keys of a config's `evaluate.NAME`, and flags of `evaluate` and `predict` that replace them. What the papers do: FDA and DACS one whole
 image; DiGA `scales=(1.0, 0.5), combine="max"`; HRDA `window=(1024, 1024), stride=(512, 512)`; mmseg's multi-scale tables
-`scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True`; CLOUDS the whole image, shorter edge at 1024 (`size`, for a set of one shape).
+`scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True`; CLOUDS the whole image, shorter edge at 1024 (`size=1024`).
 """
 
 import argparse

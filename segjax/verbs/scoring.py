@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from segjax.data import evaluation, label_spaces
+from segjax.data.transforms import Size, checked
 from segjax.errors import ConfigError, DataError
 from segjax.ops import metrics
 from segjax.runtime import mesh as meshes
@@ -25,14 +26,15 @@ SAMPLES = 6
 class Trial:
     """One data set and how it is scored.
 
-    size: (height, width) that images are resized to, bilinear; None keeps their own. The score counts the label's own pixels either way.
+    size: (height, width) that images are resized to, or the length of their shorter edge; None keeps their own. The score counts the
+    label's own pixels either way.
     how: windows, views and up-sampling. headline: the mean that stands for the whole, e.g. "mIoU16".
     """
 
     name: str
     split: str
     dataset: Any
-    size: tuple[int, int] | None
+    size: Size | None
     how: inference.Inference
     headline: str
 
@@ -70,7 +72,7 @@ def trials(stage: build.Stage, only: str = "", changes: Mapping[str, Any] | None
 
 def _trial(name: str, spec: Mapping[str, Any], where: str, learned: tuple[str, ...]) -> Trial:
     size = spec.get("size") or None
-    inference.check_size(size, f"{where}.size")
+    size = checked(size, f"{where}.size")
     how = inference.from_spec(spec, f"{where}.")
     data = build.dataset(spec, where, scored=True)
     if not data.labelled:
@@ -136,7 +138,7 @@ class Scorer:
         confusion = np.zeros((to.num_classes, to.num_classes + 1), np.int64)
         for batch in batches:
             arrays = meshes.put_batch({key: batch[key] for key in ("image", "label", "size")}, self._mesh)
-            fitted = trial.size is not None and not batch["exact"]
+            fitted = isinstance(trial.size, tuple) and not batch["exact"]
             static = dict(how=trial.how, canvas=batch["canvas"], fitted=fitted, classes=to.num_classes)
             counts, prediction = self._step(state, arrays, table, **static)
             confusion += np.asarray(counts, np.int64)

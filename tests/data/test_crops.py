@@ -55,6 +55,15 @@ def test_small_scale_pads_with_ignore():
     assert padded == 40
 
 
+def test_on_the_diagonal_as_detectron2():
+    places = {(int(piece["image"][0, 0, 0]) // 4, int(piece["label"][0, 0])) for piece in crops(200, flip=False, diagonal=True)}
+    assert len({y for y, _ in places}) == 9 and all(abs((y + 0.5) / 9 - (x + 0.5) / 17) < 0.1 for y, x in places)
+    small = random_crop(np.random.default_rng(0), coded(), CropRule((32, 64), flip=False, diagonal=True))
+    assert (
+        (small["label"][:24, :40] == coded()["label"]).all() and (small["label"][24:] == 255).all() and (small["image"][:, 40:] == 0).all()
+    )
+
+
 def test_knobs_do_not_shift_the_stream():
     a, b = np.random.default_rng(3), np.random.default_rng(3)
     random_crop(a, coded(), CropRule((8, 8), flip=False))

@@ -9,7 +9,8 @@ from segjax.data.dataset import Dataset
 from segjax.data.evaluation import evaluation_batches, groups
 from segjax.data.files import read_image, read_image_size
 from segjax.data.procedural import StreetScenes
-from segjax.errors import DataError
+from segjax.data.transforms import checked, fitted
+from segjax.errors import ConfigError, DataError
 
 
 class Sized(Dataset):
@@ -43,6 +44,19 @@ def test_visits_all_once_and_pads():
     assert last["index"].tolist() == [4, -1] and (last["label"][1] == 255).all() and (last["label"][0] == 4).all()
     unlabelled = next(evaluation_batches(Sized(FIVE, labelled=False), batch_size=2, size=(6, 8)))
     assert "label" not in unlabelled and unlabelled["canvas"] == (12, 16) and unlabelled["size"].tolist() == [[12, 16]] * 2
+
+
+def test_the_shorter_edge_of_images_that_differ():
+    """Each shape at its own ratio; of a padded canvas, the canvas's. Labels keep their size."""
+    kinds = Sized([(12, 16), (16, 12), (12, 20)])
+    shapes = [(b["image"].shape[1:3], b["label"].shape[1:], b["exact"]) for b in evaluation_batches(kinds, batch_size=1, size=24)]
+    assert shapes == [((24, 32), (12, 16), True), ((32, 24), (16, 12), True), ((24, 40), (12, 20), True)]
+    (only,) = evaluation_batches(kinds, batch_size=3, size=24, max_shapes=1)
+    assert only["image"].shape == (3, 24, 24, 3) and only["canvas"] == (32, 32) and not only["exact"]
+    assert fitted((720, 1280), 1024) == (1024, 1820) and fitted((3264, 2448), 1024) == (1365, 1024) and fitted((7, 9), (3, 4)) == (3, 4)
+    for wrong in (0.5, -3, (4,), "1024"):
+        with pytest.raises(ConfigError, match="size=.*shorter edge"):
+            checked(wrong, "size")
 
 
 def test_hosts_share_the_global_batches():

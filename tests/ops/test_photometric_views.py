@@ -1,5 +1,7 @@
 """The strong views: kornia 0.5.8's numbers (stored), DAFormer's kernel sizes, and what the chains promise."""
 
+import colorsys
+
 import jax
 import numpy as np
 import pytest
@@ -137,3 +139,22 @@ def test_errors():
             photometric.color_jitter(key, image, brightness=0.1, **keywords)
     with pytest.raises(ConfigError):
         photometric_views.diga_view(key, image, share=1.5)
+
+
+def test_ssds_changes_are_what_their_hsv_says():
+    """Every pixel again by the standard library, with the numbers that were drawn; strengths as Mask2Former's."""
+    image = np.random.default_rng(1).random((12, 2, 3, 3)).astype(np.float32)
+    key = jax.random.key(5)
+    got = jax.jit(photometric_views.ssd_view)(key, image)
+    keys = jax.random.split(key, 3)
+    drawn = np.asarray(jax.random.uniform(keys[0], (4, 12), minval=-1.0)) * np.array([32 / 255, 0.5, 0.5, 18 / 180])[:, None]
+    shift, contrast, saturation, hue = np.where(jax.random.bernoulli(keys[1], 0.5, (4, 12)), drawn, 0)
+    first = np.asarray(jax.random.bernoulli(keys[2], 0.5, (12,)))
+    assert 0 < first.sum() < 12 and all(0 < np.count_nonzero(x) < 12 for x in (shift, contrast, saturation, hue))
+    for n in range(12):
+        want = np.clip(image[n] + shift[n], 0, 1)
+        want = np.clip(want * (1 + contrast[n]), 0, 1) if first[n] else want
+        hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in want.reshape(-1, 3)]
+        want = np.array([colorsys.hsv_to_rgb((h + hue[n]) % 1, min(s * (1 + saturation[n]), 1), v) for h, s, v in hsv]).reshape(2, 3, 3)
+        want = want if first[n] else np.clip(want * (1 + contrast[n]), 0, 1)
+        np.testing.assert_allclose(got[n], want, atol=2e-6)

@@ -51,6 +51,12 @@ SPECS = {
     "datum.py:gta_cityscapes,host=fda_contrastive,generator=none": 43_901_068,
     "datum.py:camvid_one_shot": None,
     "datum.py:quickstart,generator=none": 351_660,
+    "clouds.py:quickstart": 848_836,
+    "clouds.py:camvid,sam=efficient_s": None,
+    "clouds.py": 220_024_724,
+    "clouds.py:synthia,net=clip_rn50,sam=off,ema=every_step": None,
+    "clouds.py:gta,net=clip_rn101,training=trainable,images=off,scored=resized": None,
+    "clouds.py:cityscapes,net=mit_b5,sam=vit_h,second_pass=on": None,
 }
 
 
@@ -84,7 +90,7 @@ def traced():
 
     HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose features
     are half as large as its logits, one layout is enough, under the method that reads both. DAFormer and HRDA are traced over MiT-B5 alone;
-    over ResNet-101, and other methods over MiT-B5, they are built: tests/methods and tests/nets have them small.
+    over ResNet-101, and other methods over MiT-B5, they are built, and so is CLOUDS: tests/methods and tests/nets have them small.
     """
     enet, ocr = "segjax.nets.enet:ENet", "segjax.nets.ocr:HRNetOCR"
     skipped = {("warmup", ocr, None), ("selftrain", ocr, None)}
@@ -92,8 +98,9 @@ def traced():
     skipped |= {("translator", "segjax.nets.translator:Translator", None)}  # its own tests run it
     known = {(f"segjax.methods.diga_{method}:make", network, layout) for method, network, layout in skipped}
     daformer, r101, high = "segjax.nets.daformer:DAFormer", "segjax.nets.dlv2:DLV2", "segjax.nets.hrda:HRDADLV2"
+    masks = "segjax.nets.mask2former:mask2former"
     hosts = {("dacs", daformer, None), ("source_only", daformer, None), ("daformer", r101, None), ("hrda", high, None)}
-    hosts |= {("dacs", enet, "pytorch")}
+    hosts |= {("dacs", enet, "pytorch"), ("clouds", masks, None), ("clouds_warmup", masks, None)}
     return known | {(f"segjax.methods.{method}:make", network, layout) for method, network, layout in hosts}
 
 
@@ -115,6 +122,7 @@ def _frozen(stage, state):
     known = {
         "translator": lambda: variables.shapes(Translator()),
         "imagenet": lambda: variables.shapes(stage.model),
+        "segmenter": lambda: variables.shapes(build.network(stage.spec["method"]["segmenter"], "segmenter")),
         "centroids": lambda: {name: jax.ShapeDtypeStruct(shape[:n], jnp.float32) for name, n in (("centroids", 2), ("counts", 1))},
     }
     return {name: known[name]() for name in stage.spec["frozen"]} or ()
