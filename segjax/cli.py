@@ -142,7 +142,7 @@ def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
     if getattr(args, "config", None):
         from segjax.verbs import config_file
 
-        args.config_file = args.config
+        args.config_file, args.config_overrides = args.config, overrides
         args.config = config_file.load(args.config, overrides)
     return args
 
