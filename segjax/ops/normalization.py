@@ -20,36 +20,39 @@ def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float, views: int =
     return _forward(x, scale, bias, epsilon, views)[0]
 
 
-def _apart(x: Array, views: int) -> tuple[Array, tuple[int, ...]]:
-    """x with an axis for the views where there are several, and the axes that statistics are taken over."""
+def _means(x: Array, views: int) -> Array:
+    """Means [views,C] of x [B * views,...,C], float32: of each image first, so that x keeps its shape and, on TPU, its layout."""
     if views == 1:
-        return x, tuple(range(x.ndim - 1))
-    x = x.reshape(-1, views, *x.shape[1:])
-    return x, (0, *range(2, x.ndim - 1))
+        return jnp.mean(x, tuple(range(x.ndim - 1)), dtype=jnp.float32)[None]
+    images = jnp.mean(x, tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
+    return jnp.mean(images.reshape(-1, views, x.shape[-1]), 0)
+
+
+def _for_images(statistics: Array, x: Array) -> Array:
+    """[views,C] as what x [B * views,...,C] is multiplied by."""
+    views = statistics.shape[0]
+    if views == 1:
+        return statistics[0]
+    return jnp.tile(statistics, (x.shape[0] // views, 1)).reshape(-1, *(1,) * (x.ndim - 2), x.shape[-1])
 
 
 def _forward(x, scale, bias, epsilon, views):
-    apart, axes = _apart(x, views)
-    mean = jnp.mean(apart, axes, dtype=jnp.float32, keepdims=True)
-    var = jnp.maximum(jnp.mean(jnp.square(apart.astype(jnp.float32)), axes, keepdims=True) - jnp.square(mean), 0.0)
+    mean = _means(x, views)
+    var = jnp.maximum(_means(jnp.square(x.astype(jnp.float32)), views) - jnp.square(mean), 0.0)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
-    y = (apart.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype).reshape(x.shape)
-    flat = lambda statistic: statistic.reshape(views, -1)
-    return (y, flat(mean), flat(var)), (x, scale, mean, inverse)
+    y = (x.astype(jnp.float32) * _for_images(factor, x) + _for_images(bias - mean * factor, x)).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse)
 
 
 def _backward(epsilon, views, saved, cotangents):
     x, scale, mean, inverse = saved
-    (x, axes), shape = _apart(x, views), x.shape
-    dy = _apart(cotangents[0], views)[0].astype(jnp.float32)
+    dy = cotangents[0].astype(jnp.float32)
+    centred = x.astype(jnp.float32) - _for_images(mean, x)
+    dbias, dscale = _means(dy, views), _means(dy * centred, views) * inverse  # both over the number of pixels
+    dx = _for_images(scale * inverse, x) * (dy - _for_images(dbias, x) - centred * _for_images(inverse * dscale, x))
     count = x.size // (views * x.shape[-1])
-    centred = x.astype(jnp.float32) - mean
-    dbias = jnp.sum(dy, axes, keepdims=True)
-    dscale = jnp.sum(dy * centred, axes, keepdims=True) * inverse
-    dx = scale * inverse * (dy - dbias / count - centred * (inverse * dscale / count))
-    over_views = lambda gradient: jnp.sum(gradient.reshape(views, -1), 0)
-    return dx.astype(x.dtype).reshape(shape), over_views(dscale), over_views(dbias)
+    return dx.astype(x.dtype), count * jnp.sum(dscale, 0), count * jnp.sum(dbias, 0)
 
 
 batch_norm.defvjp(_forward, _backward)

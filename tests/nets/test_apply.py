@@ -13,7 +13,7 @@ from segjax.nets.layers import BatchNorm, Conv
 class Small(nn.Module):
     @nn.compact
     def __call__(self, image, train=False):
-        return {"logits": Conv(3, name="last")(nn.relu(BatchNorm(name="norm")(Conv(4, name="first")(image), train)))}
+        return {"logits": Conv(3, name="last")(nn.relu(BatchNorm(name="norm")(Conv(4, use_bias=False, name="first")(image), train)))}
 
 
 def expected(variables, images, kept):
