@@ -1,11 +1,11 @@
-"""Refinement of pseudo-labels in one compiled call beside the original's host loops, in one run: `python scripts/bench_refine.py`.
+"""Refinement of pseudo-labels in one compiled call beside CLOUDS' released code in torch, in one run: `python scripts/bench_refine.py`.
 
-Eight images of 768 x 768 (procedural street scenes with their labels), a MobileSAM of full size with random weights, float32. Both sides
-use the same network, compiled: one is `nets.label_refiner.refine_labels`, images, classes and components together; the other
-(scripts/peers/refine_host.py) takes an image at a time, numpy and scipy between encoder, decoder and masks, decoder and enlargement
-compiled for the number of prompts that each image has. Compilation is timed by itself: the loops pay it again for every new number of
-prompts, the one call never. Also with the images' features kept from before. Random points are drawn by each side, so the masks are
-compared in tests/nets/test_label_refiner.py and not here; the numbers of prompts must agree.
+Eight images of 768 x 768 (procedural street scenes with their labels), a MobileSAM of full size with random weights, float32 on both sides.
+One is `nets.label_refiner.refine_labels` for the whole batch; the other (scripts/peers/refine_host.py, a process of its own) takes an image
+at a time through the released SamPredictor, numpy and scipy around it. First ours answers the points that the other side drew, and both
+refined labels are compared; then they are timed in turn. Ours also with the images' features kept from before, which the released code
+cannot. Ours keeps freed pages, as every verb does (`segjax.runtime.allocator`); the other side runs as Python does, and as often once more
+with pages kept, so that the row says what that alone changes.
 """
 
 import argparse
@@ -13,26 +13,34 @@ import json
 import os
 import pathlib
 import platform
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else torch's idle threads spin and slow everybody
 ROOT = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT.parent), str(ROOT)]
+sys.path[:0] = [str(ROOT.parent)]
+
+from segjax.runtime import allocator  # noqa: E402
+
+KEPT = allocator.keep_pages()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from peers import refine_host  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 from segjax.data.procedural import StreetScenes  # noqa: E402
 from segjax.nets import label_refiner  # noqa: E402
 from segjax.nets.mobile_sam import MobileSam  # noqa: E402
-from segjax.ops import prompts  # noqa: E402
-from segjax.ops.resize import bilinear  # noqa: E402
+from segjax.ops.sam_refine import Prompts  # noqa: E402
 from segjax.verbs import variables as shapes_of  # noqa: E402
+from segjax.weights import mobile_sam, safetensors_io, walk  # noqa: E402
 
-CLASSES, MIN_AREA, POINTS = 19, 5000, 5
+CLASSES, TOLD = 19, {"min_area": 5000, "points": 5}
 
 
 def random_variables(net) -> dict:
@@ -43,124 +51,131 @@ def random_variables(net) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, x: jnp.ones_like(x) if "var" in str(path[-1]) else x, found)
 
 
-class Timer:
-    """Wall and processor seconds of calls, and the same of the compilations before them."""
-
-    def __init__(self):
-        self.compile = [0.0, 0.0]
-        self.compilations = 0
-
-    def compiled(self, function, *arguments):
-        begun = time.perf_counter(), time.process_time()
-        call = jax.jit(function).lower(*arguments).compile()
-        self.compile = [total + now - before for total, now, before in zip(self.compile, _now(), begun, strict=True)]
-        self.compilations += 1
-        return call
-
-    def run(self, call, *arguments):
-        begun = _now()
-        value = jax.block_until_ready(call(*arguments))
-        return value, [now - before for now, before in zip(_now(), begun, strict=True)]
-
-
-def _now() -> tuple[float, float]:
+def clock() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def ours(net, variables, images, labels, chunk: int) -> tuple[Timer, dict[str, list[float]], np.ndarray, jax.Array]:
-    timer, key = Timer(), jax.random.key(0)
-    told = dict(num_classes=CLASSES, min_area=MIN_AREA, num_points=POINTS, chunk=chunk)
+class Peer:
+    """The released code's process: `ask()` refines all images once."""
 
-    def whole(variables, image, label):
-        found = label_refiner.refine_labels(net, variables, key, image, label, **told)
-        return found.label, found.prompts
+    def __init__(self, folder: pathlib.Path, keep: bool):
+        start = f"import sys; sys.argv = ['', {str(folder)!r}]; sys.path[:0] = [{str(ROOT.parent)!r}, {str(ROOT / 'peers')!r}]; "
+        pages = "from segjax.runtime import allocator; assert allocator.keep_pages(); " if keep else ""
+        command = [sys.executable, "-W", "ignore", "-c", f"{start}{pages}import refine_host; refine_host.main()"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.answer()
 
-    def kept(variables, features, label):
-        found = label_refiner.refine_labels(net, variables, key, None, label, features=features, **told)
-        return found.label, found.prompts
+    def answer(self) -> str:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            raise SystemExit(f"bench_refine: the peer ended with exit code {self.process.wait()} (needs torch and mobile_sam)")
+        return line
 
-    image, label = jax.device_put((images, labels))
-    call = timer.compiled(whole, variables, image, label)
-    (_, counts), taken = timer.run(call, variables, image, label)
-    encode = jax.jit(lambda variables, image: label_refiner.encode(net, variables, image))
-    features = jax.lax.map(lambda x: encode(variables, x[None])[0], image)
-    call = jax.jit(kept).lower(variables, features, label).compile()
-    _, cached = timer.run(call, variables, features, label)
-    return timer, {"whole": taken, "features kept": cached}, np.asarray(counts), features
+    def ask(self) -> dict:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        found = json.loads(self.answer())
+        found["spent"]["whole"] = [sum(part[n] for part in found["spent"].values()) for n in (0, 1)]
+        return found
 
 
-def loops(net, variables, images, labels) -> tuple[Timer, dict[str, list[float]], list[int]]:
-    timer, calls = Timer(), {}
-    side, size = net.image_size, labels.shape[1:]
-    scale = np.float32(side / max(size))
+class Ours:
+    """The compiled calls: "whole" with the encoder in it, "features kept" without."""
 
-    def call(name, function, *arguments):
-        kind = name, *(np.shape(x) for x in arguments)
-        if kind not in calls:
-            calls[kind] = timer.compiled(function, variables, *arguments)
-        return jax.block_until_ready(calls[kind](variables, *arguments))
+    def __init__(self, net, variables, images: np.ndarray, labels: np.ndarray, chunk: int):
+        key, told = jax.random.key(0), dict(num_classes=CLASSES, min_area=TOLD["min_area"], num_points=TOLD["points"], chunk=chunk)
+        self.net, self.variables, self.chunk = net, variables, chunk
+        self.image, self.label = jax.device_put((images, labels))
 
-    def encode(image):
-        return call("encode", lambda variables, x: label_refiner.encode(net, variables, x), image[None])
+        def refined(variables, image, label, features=None):
+            found = label_refiner.refine_labels(net, variables, key, image, label, features=features, **told)
+            return found.label, found.prompts
 
-    def decode(features, points, ones):
-        packed, kinds = prompts.pack(points * scale, ones)
-        apply = lambda variables, *x: net.apply(variables, *x, method="decode", multimask=True)
-        logits, iou = call("decode", apply, features, packed[None], kinds[None])
-        return logits[0], iou[0]
+        self.features = jax.jit(lambda variables, x: label_refiner.encode(net, variables, x))(variables, self.image)
+        begun = clock()
+        self.calls = {"whole": (jax.jit(refined).lower(variables, self.image, self.label).compile(), (self.image, self.label))}
+        self.compile = [now - before for now, before in zip(clock(), begun, strict=True)]
+        kept = lambda variables, label, features: refined(variables, None, label, features)
+        self.calls["features kept"] = jax.jit(kept).lower(variables, self.label, self.features).compile(), (self.label, self.features)
 
-    def enlarge(logits):
-        def both(_, logits):
-            x = bilinear(jnp.moveaxis(logits, 1, 3), (side, side))
-            return jnp.moveaxis(bilinear(x[:, : round(size[0] * scale), : round(size[1] * scale)], size), 3, 1)
+    def ask(self, name: str) -> list[float]:
+        call, arguments = self.calls[name]
+        begun = clock()
+        jax.block_until_ready(call(self.variables, *arguments))
+        return [now - before for now, before in zip(clock(), begun, strict=True)]
 
-        return call("enlarge", both, logits)
+    def counts(self) -> list[int]:
+        call, arguments = self.calls["whole"]
+        return np.asarray(call(self.variables, *arguments)[1]).tolist()
 
-    told = dict(num_classes=CLASSES, min_area=MIN_AREA, count=POINTS)
-    rng = np.random.default_rng(0)
-    for n in range(len(images)):  # compiles for every number of prompts
-        found = refine_host.components(labels[n], CLASSES, MIN_AREA)
-        if len(points := refine_host.points_of(found, POINTS, rng)):
-            features = jax.ShapeDtypeStruct((1, side // net.patch, side // net.patch, net.features), jnp.float32)
-            if ("decode", len(points)) not in calls:
-                logits, _ = decode(jnp.zeros(features.shape), points, np.ones(points.shape[:2], np.int32))
-                enlarge(logits)
-                calls["decode", len(points)] = None
-    encode(images[0])
-    answers, spent = refine_host.refine(images, labels, rng, encode, decode, enlarge, **told)
-    total = [sum(part[n] for part in spent.values()) for n in (0, 1)]
-    counts = [sum(map(len, refine_host.components(label, CLASSES, MIN_AREA).values())) for label in labels]
-    assert len(answers) == len(images)
-    kept = [whole - part for whole, part in zip(total, spent["encode"], strict=True)]
-    return timer, {"whole": total, "features kept": kept} | spent, counts
+    def same_points(self, drawn: list[np.ndarray]) -> np.ndarray:
+        """Labels refined with the other side's points."""
+        most = max(map(len, drawn))
+        points, valid = np.zeros((len(drawn), most, TOLD["points"], 2), np.float32), np.zeros((len(drawn), most), bool)
+        for n, own in enumerate(drawn):
+            points[n, : len(own)], valid[n, : len(own)] = own, True
+        x, y = np.moveaxis(points[:, :, 0].astype(int), 2, 0)
+        kinds = np.asarray(self.label)[np.arange(len(drawn))[:, None], y, x].astype(np.int32)
+        answer = lambda variables, features, label, prompts: label_refiner.answer(
+            self.net, variables, features, label, prompts, num_classes=CLASSES, chunk=self.chunk
+        )
+        return np.asarray(jax.jit(answer)(self.variables, self.features, self.label, Prompts(points, kinds, valid)).label)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=768)
-    parser.add_argument("--frame", type=int, default=1024, help="the network's side in pixels (smaller: to try the script)")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chunk", type=int, default=4, help="prompts of an image that are decoded at a time")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / f"refine-{jax.default_backend()}.jsonl")
     args = parser.parse_args()
     scenes = StreetScenes(size=(args.size, args.size), length=args.images)
     images, labels = (np.stack([scenes[n][name] for n in range(args.images)]) for name in ("image", "label"))
-    net = MobileSam(image_size=args.frame)
+    net = MobileSam()
     variables = jax.device_put(random_variables(net))
-    our_timer, our_times, counts, _ = ours(net, variables, images, labels, args.chunk)
-    loop_timer, loop_times, loop_counts = loops(net, variables, images, labels)
-    assert counts.tolist() == loop_counts, (counts, loop_counts)
-    row = {"case": f"refine {args.images} images of {args.size}x{args.size}, MobileSAM at {args.frame}, float32", "prompts": loop_counts}
+    ours = Ours(net, variables, images, labels, args.chunk)
+    with tempfile.TemporaryDirectory() as place:
+        folder = pathlib.Path(place)
+        np.save(folder / "images.npy", images)
+        np.save(folder / "labels.npy", labels)
+        (folder / "told.json").write_text(json.dumps(TOLD))
+        flat = safetensors_io.flatten(jax.tree.map(np.asarray, variables))
+        save_file(
+            {key: np.ascontiguousarray(x) for key, x in walk.to_source(flat, mobile_sam.LAYOUT).items()}, folder / "weights.safetensors"
+        )
+        peers = {"released": Peer(folder, False), "released, pages kept": Peer(folder, True)}
+        theirs = peers["released"].ask()
+        drawn = np.load(folder / "points.npz")
+        want = np.load(folder / "labels_refined.npy")
+        peers["released, pages kept"].ask()
+    assert theirs["prompts"] == ours.counts(), (theirs["prompts"], ours.counts())
+    differ = float(np.mean(ours.same_points([drawn[str(n)] for n in range(args.images)]) != want))
+    assert differ < 0.01, f"{100 * differ:.3f} % of the refined labels differ"
+    taken: dict[str, dict[str, list]] = {name: {} for name in ("segjax", *peers)}
+    for _ in range(args.repeats + 1):
+        for name in ours.calls:
+            taken["segjax"].setdefault(name, []).append(ours.ask(name))
+        for name, peer in peers.items():
+            for part, seconds in peer.ask()["spent"].items():
+                taken[name].setdefault(part, []).append(seconds)
+    row = {"case": f"refine {args.images} images of {args.size}x{args.size}, MobileSAM, float32", "prompts": theirs["prompts"]}
+    row["labels_that_differ"] = differ
     for n, kind in enumerate(("wall", "processor")):
-        ours_s, loops_s = ({name: round(times[n], 3) for name, times in side.items()} for side in (our_times, loop_times))
-        row[f"{kind}_s"] = {"segjax": ours_s, "host loops": loops_s}
-        row[f"times_faster_{kind}"] = {name: round(loops_s[name] / ours_s[name], 2) for name in ours_s}
-        row[f"compile_{kind}_s"] = {"segjax": round(our_timer.compile[n], 1), "host loops": round(loop_timer.compile[n], 1)}
-        first = [times["whole"][n] + timer.compile[n] for times, timer in ((loop_times, loop_timer), (our_times, our_timer))]
-        row[f"times_faster_{kind}"]["first batch, compilation included"] = round(first[0] / first[1], 2)
-    row["compilations"] = {"segjax": our_timer.compilations, "host loops": loop_timer.compilations}
+        median = {
+            side: {part: round(statistics.median(t[n] for t in all_[1:]), 3) for part, all_ in parts.items()}
+            for side, parts in taken.items()
+        }
+        row[f"{kind}_s"] = median
+        row[f"times_faster_{kind}"] = {
+            f"{ours_name} / {side}": round(median[side]["whole"] / median["segjax"][ours_name], 2)
+            for side in peers
+            for ours_name in ours.calls
+        }
+        row[f"compile_{kind}_s"] = round(ours.compile[n], 1)
     row |= {"backend": jax.default_backend(), "cores": os.cpu_count(), "python": platform.python_version(), "chunk": args.chunk}
-    row |= {name: version(name) for name in ("jax", "scipy", "numpy")}
+    row |= {"repeats": args.repeats, "pages_kept": KEPT, **{name: version(name) for name in ("jax", "torch", "scipy", "numpy")}}
     print(json.dumps(row, indent=1))
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(row) + "\n")

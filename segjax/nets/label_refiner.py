@@ -12,7 +12,7 @@ from jax import lax
 
 from segjax.errors import ConfigError
 from segjax.ops import masks, resize, sam_refine
-from segjax.ops.sam_refine import MIN_AREA, NUM_POINTS, Refined
+from segjax.ops.sam_refine import MIN_AREA, NUM_POINTS, Prompts, Refined
 from segjax.typing import Array, Key
 
 
@@ -39,12 +39,15 @@ def encode(module: Any, variables: Any, image: Array) -> Array:
 
 def _framed(module: Any, image: Array) -> tuple[Array, tuple[int, int]]:
     """Images uint8 [B,H,W,3] in their frames, float32 in [0,1], and (height, width) of what they fill of it."""
-    batch, size, side = image.shape[0], (image.shape[1], image.shape[2]), module.image_size
+    size, side = (image.shape[1], image.shape[2]), module.image_size
     inner = masks.fitted(size, side, stretch=module.stretch)
     x = image.astype(jnp.float32) / 255
     if module.stretch:
         return resize.bilinear(x, inner), inner
-    x = jax.image.resize(x, (batch, *inner, 3), "linear", antialias=True)  # PIL's bilinear: it averages when it shrinks
+    if min(inner) >= min(size):
+        x = resize.between(resize.between(x, resize.taps(size[1], inner[1]), 2), resize.taps(size[0], inner[0]), 1)
+    else:
+        x = jax.image.resize(x, (len(image), *inner, 3), "linear", antialias=True)  # PIL's bilinear: it averages when it shrinks
     return jnp.pad(x, ((0, 0), (0, side - inner[0]), (0, side - inner[1]), (0, 0))), inner
 
 
@@ -77,7 +80,6 @@ def refine_labels(
     768 x 768).
     ConfigError: an image of another size than its label, more points than the network takes, a second pass by EfficientSAM.
     """
-    size = label.shape[1], label.shape[2]
     variables = jax.tree.map(jnp.asarray, variables)
     check(module, num_points, second_pass)
     if image is not None and image.shape[:3] != label.shape:
@@ -86,10 +88,19 @@ def refine_labels(
         if image is None:
             raise ConfigError("refine_labels: give the image, or its features")
         features = encode(module, variables, image)
-    side = module.image_size
+    prompts = sam_refine.component_prompts(
+        key, label, num_classes=num_classes, min_area=min_area, num_points=num_points, places=places, erode=erode
+    )
+    told: dict[str, Any] = dict(num_classes=num_classes, chunk=chunk, remove_overlaps=remove_overlaps, second_pass=second_pass)
+    return answer(module, variables, features, label, prompts, **told)
+
+
+def answer(module: Any, variables: Any, features: Array, label: Array, prompts: Prompts, *, chunk: int = 4, **told: Any) -> Refined:
+    """label int [B,H,W] as the network's masks for these prompts make it; features: of `encode`. told: see `ops.sam_refine.refine`."""
+    variables = jax.tree.map(jnp.asarray, variables)
+    size, side = (label.shape[1], label.shape[2]), module.image_size
     inner = masks.fitted(size, side, stretch=module.stretch)
     scale = jnp.asarray([inner[1] / size[1], inner[0] / size[0]], jnp.float32)
-
     queues = queues_of(len(label))
     queued = features.reshape(queues, -1, *features.shape[1:])
 
@@ -99,21 +110,9 @@ def refine_labels(
 
     low = 4 * features.shape[1], 4 * features.shape[2]
     rows, columns = map(jnp.asarray, masks.full_size_matrices(low, (side, side), inner, size, stretch=module.stretch))
-    prompts = sam_refine.component_prompts(
-        key, label, num_classes=num_classes, min_area=min_area, num_points=num_points, places=places, erode=erode
-    )
-    return sam_refine.refine(
-        label,
-        prompts,
-        decode,
-        lambda logits: masks.full_size(logits, rows, columns),
-        num_classes=num_classes,
-        chunk=min(chunk, prompts.valid.shape[1]),
-        queues=queues,
-        remove_overlaps=remove_overlaps,
-        second_pass=second_pass,
-        max_slots=module.max_slots,
-    )
+    enlarge = lambda logits: masks.full_size(logits, rows, columns)
+    chunk = min(chunk, prompts.valid.shape[1])
+    return sam_refine.refine(label, prompts, decode, enlarge, chunk=chunk, queues=queues, max_slots=module.max_slots, **told)
 
 
 def check(module: Any, num_points: int, second_pass: bool) -> None:

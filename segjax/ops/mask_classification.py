@@ -1,12 +1,11 @@
 """From one class and one mask for every query to a score for every class at every pixel."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from segjax.ops.resize import between, taps
 from segjax.typing import Array
 
 ROWS = 32
@@ -22,28 +21,14 @@ def semantic_map(class_logits: Array, mask_logits: Array, size: tuple[int, int],
     """
     height, width = crop or size
     share = jax.nn.softmax(class_logits.astype(jnp.float32))[..., :-1]
-    rows, columns = (_taps(full, length, kept) for full, length, kept in zip(mask_logits.shape[1:3], size, (height, width), strict=True))
+    rows, columns = (taps(full, length, kept) for full, length, kept in zip(mask_logits.shape[1:3], size, (height, width), strict=True))
     blocks = -(-height // ROWS)
     fill = lambda x: jnp.asarray(np.resize(x, blocks * ROWS).reshape(blocks, ROWS))
 
-    def block(taps: tuple[Array, ...]) -> Array:
-        logits = _between(_between(mask_logits.astype(jnp.float32), taps, 1), columns, 2)
+    def block(own: tuple[Array, ...]) -> Array:
+        logits = between(between(mask_logits.astype(jnp.float32), own, 1), columns, 2)
         return jnp.einsum("brwq,bqk->brwk", jax.nn.sigmoid(logits), share)
 
     answer = lax.map(block, tuple(fill(x) for x in rows))
     answer = jnp.moveaxis(answer, 0, 1).reshape(len(mask_logits), blocks * ROWS, width, -1)
     return answer[:, :height]
-
-
-def _taps(length: int, size: int, kept: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of the first `kept` of `size` pixels: the two of `length` that it lies between, and the second one's share."""
-    place = np.maximum((np.arange(kept) + 0.5) * (length / size) - 0.5, 0.0)
-    low = np.minimum(np.floor(place).astype(np.int32), length - 1)
-    return low, np.minimum(low + 1, length - 1), (place - low).astype(np.float32)
-
-
-def _between(x: Array, taps: tuple[Any, ...], axis: int) -> Array:
-    """x resized along one axis."""
-    low, high, share = taps
-    share = share.reshape(-1, *(1,) * (x.ndim - 1 - axis))
-    return jnp.take(x, low, axis, mode="clip") * (1 - share) + jnp.take(x, high, axis, mode="clip") * share
