@@ -5,23 +5,41 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from segjax import cli
 
 
-def in_two(argv: Sequence[str], cache: pathlib.Path, *, path: str = "") -> list[str]:
-    """What each process printed. cache: folder of compiled programs. path: one more folder to import from. Both end with exit code 0."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)  # a device each
-    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    shared["PYTHONPATH"] = os.pathsep.join([path, str(pathlib.Path(cli.__file__).parents[1])])
-    shared["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    command = [sys.executable, "-m", "segjax", *argv]
-    environments = [{**os.environ, **shared, "JAX_PROCESS_ID": str(i)} for i in range(2)]
-    runs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for env in environments]
+        return probe.getsockname()[1]
+
+
+def environment(cache: pathlib.Path, *, path: str = "", devices: int = 1) -> dict[str, str]:
+    """Of a process with so many CPU devices. cache: folder of compiled programs. path: one more folder to import from."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    flags += [f"--xla_force_host_platform_device_count={devices}"] * (devices > 1)
+    found = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return found | {"PYTHONPATH": os.pathsep.join([path, str(pathlib.Path(cli.__file__).parents[1])])}
+
+
+def start_two(argv: Sequence[str], env: Mapping[str, str], *, second: Sequence[str] = ()) -> list[subprocess.Popen]:
+    """Both, with their output to be read. second: what the second one is told besides: flags, or VARIABLE=value."""
+    meeting = [f"--coordinator=localhost:{free_port()}", "--processes=2"]
+    runs = []
+    for index, more in enumerate(((), second)):
+        own = dict(word.split("=", 1) for word in more if not word.startswith("-"))
+        flags = [word for word in more if word.startswith("-")]
+        command = [sys.executable, "-m", "segjax", *argv, *flags, *meeting, f"--process-id={index}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        runs.append(subprocess.Popen(command, env={**env, **own}, **pipes))
+    return runs
+
+
+def in_two(argv: Sequence[str], cache: pathlib.Path, *, path: str = "") -> list[str]:
+    """What each process, of a device each, printed. Both end with exit code 0."""
+    runs = start_two(argv, environment(cache, path=path))
     texts = [run.communicate(timeout=240)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(texts)
     return texts

@@ -5,9 +5,7 @@ import os
 import pathlib
 import shutil
 
-import numpy as np
 import pytest
-from processes import in_two
 
 from segjax import cli
 from segjax.errors import Preempted
@@ -232,18 +230,6 @@ def test_checkpoint_list_and_verify(finished, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "step 4" in captured.err and "DAMAGED" in captured.out and captured.out.count("good") == 1
     assert cli.main(["checkpoint", "list", f"--workdir={tmp_path / 'nothing'}"]) == 2
-
-
-def test_two_processes_train_what_one_does(finished, tmp_path):
-    """Each process feeds its half of the batch; the network, its statistics and its scores are those of one process."""
-    flags = [f"--config={finished.config}", "--stage=source_only", f"--workdir={tmp_path / 'out'}"]
-    in_two(["train", *flags], tmp_path / "cache", path=str(pathlib.Path(finished.config).parent))
-    ours, _ = safetensors_io.read(tmp_path / "out/weights.safetensors")
-    one, _ = safetensors_io.read(finished.workdir / "01-source_only/weights.safetensors")
-    assert all(abs(ours[name] - value).max() < 2e-3 for name, value in one.items())
-    scores = [json.loads((place / "eval/day-val.json").read_text()) for place in (tmp_path / "out", finished.workdir / "01-source_only")]
-    confusion = [np.array(score["confusion"]) for score in scores]
-    assert confusion[0].sum() == confusion[1].sum() and abs(confusion[0] - confusion[1]).sum() < 0.02 * confusion[1].sum()
 
 
 def test_processes_that_cannot_meet(monkeypatch, tiny_config, tmp_path, capsys):
