@@ -55,7 +55,7 @@ def listen(port: int) -> socket.socket:
         return socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
         raise ConfigError(
-            f"port {port} of {socket.gethostname()} cannot be opened ({error.strerror}): name another in --coordinator"
+            f"port {port} of {socket.gethostname()} cannot be opened ({os.strerror(error.errno or 0)}): name another in --coordinator"
         ) from None
 
 
