@@ -9,7 +9,7 @@ set -u
 folder=${1:?usage: bench_gpu.sh FOLDER [SECONDS]} budget=${2:-360}
 python=${PYTHON:-python} root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$folder"
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONWARNINGS=ignore
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONWARNINGS=ignore PYTHONUNBUFFERED=1
 export SEGJAX_CACHE="$folder/cache" TORCHINDUCTOR_CACHE_DIR="$folder/inductor" TRITON_CACHE_DIR="$folder/triton"
 cases=$(if [ -n "${CASES:-}" ]; then cat "$CASES"; else cat <<'LINES'
 150 deeplab_r101_train batch=8 height=512 width=1024 --against=torch --profile
