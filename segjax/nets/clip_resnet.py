@@ -53,9 +53,7 @@ class AttentionPool(nn.Module):
         b, h, w, c = x.shape
         linear = lambda features, name: Dense(features, dtype=self.dtype, name=name)
         positions = self.param("positional_embedding", nn.initializers.normal(c**-0.5), (1 + self.side**2, c))
-        if (h, w) != (self.side, self.side):
-            grid = bilinear(positions[1:].reshape(1, self.side, self.side, c), (h, w))
-            positions = jnp.concatenate([positions[:1], grid.reshape(h * w, c)])
+        positions = positions_at(positions, self.side, (h, w))
         locations = x.reshape(b, h * w, c)
         mean = locations.mean(1, keepdims=True, dtype=jnp.float32).astype(self.dtype)
         tokens = jnp.concatenate([mean, locations], axis=1) + positions.astype(self.dtype)
@@ -63,6 +61,34 @@ class AttentionPool(nn.Module):
         value, project = linear(c, "v_proj"), linear(self.embed_dim, "c_proj")
         pooled = attention(split(linear(c, "q_proj")(tokens[:, :1])), split(linear(c, "k_proj")(tokens)), split(value(tokens)))
         return project(pooled.reshape(b, c)), project(value(x)) if dense else None
+
+
+def positions_at(positions: Array, side: int, size: tuple[int, int]) -> Array:
+    """Position embeddings [1+side^2,C] of the mean and a square grid, the grid resized to `size`: [1+h*w,C]."""
+    if size == (side, side):
+        return positions
+    channels = positions.shape[1]
+    grid = bilinear(positions[1:].reshape(1, side, side, channels), size)
+    return jnp.concatenate([positions[:1], grid.reshape(-1, channels)])
+
+
+def masked_attention_pool(tower: "ModifiedResNet", params: Any, top: Array, mask_logits: Array) -> Array:
+    """The attention pool of the tower's last map [B,h,w,C] inside of each mask [B,h,w,Q] (logit above 0): float32 [B,Q,embed_dim].
+
+    The mean of the whole map asks; it attends to locations alone, not to itself. A query whose mask is empty attends evenly (there: NaN).
+    """
+    b, h, w, c = top.shape
+    params, shared = params["attnpool"], dict(dtype=tower.dtype, parent=None)
+    linear = lambda name, features, x: Dense(features, **shared).apply({"params": params[name]}, x)
+    positions = positions_at(params["positional_embedding"], tower.image_size // tower.stride, (h, w)).astype(tower.dtype)
+    locations = top.reshape(b, h * w, c).astype(tower.dtype)
+    query = locations.mean(1, keepdims=True, dtype=jnp.float32).astype(tower.dtype) + positions[:1]
+    split = lambda y: y.reshape(*y.shape[:2], tower.heads, -1)
+    asked = jnp.repeat(split(linear("q_proj", c, query)), mask_logits.shape[-1], 1)
+    key, value = (split(linear(name, c, locations + positions[1:])) for name in ("k_proj", "v_proj"))
+    inside = (mask_logits > 0).reshape(b, 1, h * w, -1).swapaxes(2, 3)
+    pooled = attention(asked, key, value, mask=inside)
+    return linear("c_proj", tower.embed_dim, pooled.reshape(b, -1, c)).astype(jnp.float32)
 
 
 class ModifiedResNet(nn.Module):

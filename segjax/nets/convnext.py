@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from segjax.nets.layers import Conv, Dense, DepthwiseConv, DropPath, LayerNorm, gelu
 from segjax.nets.scan import scanned
+from segjax.ops.open_vocabulary import pool_by_masks
 from segjax.typing import Array
 
 
@@ -59,6 +60,17 @@ class ConvNeXt(nn.Module):
             x, _ = blocks(self.epsilon, name=f"stages_{n}_blocks", **shared)(x, jnp.asarray(rates[first : first + depth]), train)
             result[f"res{n + 2}"] = x
         return result
+
+
+def masked_head(tower: "ConvNeXtTower", params: Any, top: Array, mask_logits: Array) -> Array:
+    """What the tower's norm and head say of the mean of its last map [B,h,w,C] inside of each mask [B,h,w,Q]: float32 [B,Q,embed_dim]."""
+    shared: dict[str, Any] = dict(dtype=tower.dtype, parent=None)
+    part = lambda module, name, x: module.apply({"params": params[name]}, x)
+    x = part(LayerNorm(tower.epsilon, **shared), "head_norm", pool_by_masks(top, mask_logits).astype(tower.dtype))
+    if tower.head == "mlp":
+        x = gelu(part(Dense(tower.head_width, **shared), "head_fc1", x))
+    last = Dense(tower.embed_dim, use_bias=False, **shared)
+    return part(last, "head_fc2" if tower.head == "mlp" else "head_proj", x).astype(jnp.float32)
 
 
 class ConvNeXtTower(nn.Module):

@@ -10,19 +10,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets import clip
-from segjax.nets.clip_resnet import ModifiedResNet
-from segjax.nets.convnext import ConvNeXt, ConvNeXtTower
+from segjax.nets.clip_resnet import ModifiedResNet, masked_attention_pool
+from segjax.nets.convnext import ConvNeXt, ConvNeXtTower, masked_head
 from segjax.nets.deeplab import normalise
+from segjax.nets.mask_classifiers import KINDS, with_void
 from segjax.nets.mask_decoder import MaskDecoder
 from segjax.nets.mit import MixTransformer
 from segjax.nets.pixel_decoder import PixelDecoder
 from segjax.nets.resnet import ResNet
 from segjax.nets.swin import Swin
 from segjax.ops.mask_classification import semantic_map
+from segjax.ops.open_vocabulary import cosine_logits, geometric_ensemble
+from segjax.ops.resize import bilinear
 from segjax.typing import Array
 
 BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -45,6 +49,12 @@ class Mask2Former(nn.Module):
     normalization: as `nets.deeplab.normalise`, or "clip". size_divisor: images are filled up with zeros, after normalising, at the right
     and below to a multiple of it. loss_weights: keep the weights of the classes that public files hold for their loss, as
     batch_stats/class_weight [K] and no_object_weight [1]. `backbone`, `pixel_decoder` and `decoder` are the parts of the parameters.
+
+    classifier: of `nets.mask_classifiers.KINDS`. ensemble: answers (not losses) join the classifier's classes with those of the frozen
+    CLIP's own features inside of each mask (`ops.open_vocabulary.geometric_ensemble`); ensemble_on_valid_mask: where the mask holds a
+    location of these. seen: which classes were trained on, default all. Both need words: synonyms says how many each class has, embed_dim
+    how long their vectors are; batch_stats/words [S,E] holds them (`with_words`) and batch_stats/clip_logit_scale CLIP's own scale. All of
+    it is off in the released configurations of CLOUDS; there the teacher's answers have a switch of their own.
     """
 
     backbone: Any
@@ -67,6 +77,14 @@ class Mask2Former(nn.Module):
     normalization: str = "imagenet"
     size_divisor: int = 32
     loss_weights: bool = False
+    classifier: str = "linear"
+    synonyms: tuple[int, ...] = ()
+    embed_dim: int = 0
+    ensemble: bool = False
+    ensemble_alpha: float = 0.4
+    ensemble_beta: float = 0.8
+    ensemble_on_valid_mask: bool = False
+    seen: tuple[bool, ...] = ()
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
     align_corners: bool = False
@@ -91,12 +109,31 @@ class Mask2Former(nn.Module):
             pre_norm=self.pre_norm,
             activation=self.activation,
             project=self.project,
+            classifier=self.classifier,
+            synonyms=tuple(self.synonyms),
             **shared,
         )
+        kept = lambda name, shape, value: self.variable("batch_stats", name, jnp.full, shape, value, jnp.float32)
         if self.loss_weights:
-            weight = lambda name, count, value: self.variable("batch_stats", name, jnp.full, (count,), value, jnp.float32)
-            self.class_weight = weight("class_weight", self.num_classes, 1.0)
-            self.no_object_weight = weight("no_object_weight", 1, 0.1)
+            self.class_weight = kept("class_weight", (self.num_classes,), 1.0)
+            self.no_object_weight = kept("no_object_weight", (1,), 0.1)
+        if self._check_words():
+            self.words = kept("words", (sum(self.synonyms), self.embed_dim), 0.0)
+            self.void_embedding = self.param("void_embedding", nn.initializers.normal(1.0), (1, self.embed_dim))
+        if self.ensemble:
+            self.clip_logit_scale = kept("clip_logit_scale", (), float(np.log(100.0)))
+
+    def _check_words(self) -> bool:
+        """Whether the network reads words. ConfigError: it cannot."""
+        if self.classifier not in KINDS:
+            raise ConfigError(f"model.classifier={self.classifier!r}: expected one of {', '.join(KINDS)}")
+        if self.ensemble and not isinstance(self.backbone, ConvNeXtTower | ModifiedResNet):
+            raise ConfigError(f"model.ensemble asks the backbone for its own classes, and {type(self.backbone).__name__} is no CLIP")
+        needed = self.ensemble or self.classifier == "text"
+        if needed and (len(self.synonyms) != self.num_classes or min(self.synonyms) < 1 or self.embed_dim < 1):
+            told = f"synonyms={tuple(self.synonyms)}, embed_dim={self.embed_dim}"
+            raise ConfigError(f"model: {told}: expected a number of words for each of {self.num_classes} classes, and their length")
+        return needed
 
     def __call__(self, image: Array, train: bool = False) -> dict[str, Any]:
         """`answer` of `features`."""
@@ -107,6 +144,8 @@ class Mask2Former(nn.Module):
         at the image's size, float32, not negative. Under jit only what is used of them is computed.
         """
         found = self.predictions(maps)
+        if self.ensemble:
+            found |= {"class_logits": self._ensembled(found, maps[-1])}
         height, width = (side + -side % self.size_divisor for side in size)
         return found | {"logits": semantic_map(found["class_logits"], found["mask_logits"], (height, width), size)}
 
@@ -122,7 +161,20 @@ class Mask2Former(nn.Module):
 
     def predictions(self, maps: list[Array]) -> dict[str, Any]:
         """What `MaskDecoder` returns for the backbone's maps."""
-        return self.decoder(*self.pixel_decoder(maps))
+        return self.decoder(*self.pixel_decoder(maps), self._text() if self._check_words() else None)
+
+    def _text(self) -> Array:
+        return with_void(jax.lax.stop_gradient(self.words.value), self.void_embedding)
+
+    def _ensembled(self, found: dict[str, Any], top: Array) -> Array:
+        """Class logits [B,Q,K+1] of both vocabularies. top: the backbone's last map."""
+        masks = bilinear(found["mask_logits"], (top.shape[1], top.shape[2]))
+        look = masked_attention_pool if isinstance(self.backbone, ModifiedResNet) else masked_head
+        vectors = look(self.backbone, self.backbone.variables["params"], top, masks)
+        outside = cosine_logits(vectors, self._text(), self.clip_logit_scale.value, self.synonyms)
+        valid = (masks > 0).any((1, 2)) if self.ensemble_on_valid_mask else None
+        seen, told = self.seen or (True,) * self.num_classes, dict(alpha=self.ensemble_alpha, beta=self.ensemble_beta)
+        return geometric_ensemble(found["class_logits"], outside, seen, **told, valid=valid)
 
     def described(self) -> dict[str, Any]:
         """The flat settings with which `mask2former` builds this network."""
@@ -144,6 +196,19 @@ def mask2former(*, num_classes: int, backbone: str = "swin", unroll: int = 1, dt
     own = {name.removeprefix("backbone_"): _plain(value) for name, value in fields.items() if name.startswith("backbone_")}
     rest = {name: value for name, value in fields.items() if not name.startswith("backbone_")}
     return Mask2Former(module(**{**defaults, **own, **shared}), num_classes=num_classes, **rest, **shared)
+
+
+def with_words(variables: dict[str, Any], words: Array) -> dict[str, Any]:
+    """The variables with the text embeddings [S,E] in them, made of length 1: a vector a synonym, class by class, e.g. the mean over prompt
+    templates (`verbs.zero_shot.vectors` of CLIP's text tower). ConfigError: another shape than the network has."""
+    there = variables["batch_stats"].get("words")
+    if there is None or there.shape != words.shape:
+        raise ConfigError(
+            f"words {list(words.shape)}: the network has {'none' if there is None else list(there.shape)}: see synonyms, embed_dim"
+        )
+    words = jnp.asarray(words, jnp.float32)
+    words = words / jnp.linalg.norm(words, axis=-1, keepdims=True)
+    return {**variables, "batch_stats": {**variables["batch_stats"], "words": words}}
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import ACTIVATIONS, Conv, Dense, LayerNorm
+from segjax.nets.mask_classifiers import MaskPooling, TextClassifier
 from segjax.nets.projection import TORCH_LINEAR
 from segjax.nets.scan import scanned
 from segjax.ops.attention import attention
@@ -127,7 +128,7 @@ class MaskDecoder(nn.Module):
 
     "No object" has a classifier of its own, so `class_embed` has a row for each class and no other.
     layers: the public configurations count one more, for the prediction before the first. project: a 1x1 convolution of every map even
-    where it has `channels` already.
+    where it has `channels` already. classifier: of `nets.mask_classifiers.KINDS`; synonyms: for "text", how many words each class has.
     """
 
     num_classes: int
@@ -139,13 +140,16 @@ class MaskDecoder(nn.Module):
     pre_norm: bool = False
     activation: str = "relu"
     project: bool = False
+    classifier: str = "linear"
+    synonyms: tuple[int, ...] = ()
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, maps: Sequence[Array]) -> dict[str, Array]:
+    def __call__(self, features: Array, maps: Sequence[Array], text: Array | None = None) -> dict[str, Array]:
         """features [B,h,w,E], maps [B,.,.,C'] -> float32 class_logits [B,Q,num_classes+1] (the last class is "no object"), mask_logits
         [B,h,w,Q], aux: both before the first layer and after each but the last, [layers,B,...], queries [1+layers,B,Q,C] before the norm.
+        text [S+1,E]: words and void (`mask_classifiers.with_void`), for the "text" classifier.
         """
         if self.channels % self.heads or self.channels % 2:
             raise ConfigError(f"mask decoder: {self.channels} channels, {self.heads} heads: expected an even multiple of the heads")
@@ -167,14 +171,22 @@ class MaskDecoder(nn.Module):
         }
         queries = self._decoded(x, mask, shared)
         normal, vectors = embedding(queries)
-        classify = lambda count, name: Dense(count, kernel_init=TORCH_LINEAR, name=name)(normal)
-        classes = jnp.concatenate([classify(self.num_classes, "class_embed"), classify(1, "no_object")], -1)
         masks = lambda vectors, out: jnp.einsum(
             f"bhwe,{out}bqe->{out}bhwq", features, vectors.astype(features.dtype), preferred_element_type=jnp.float32
         )
-        aux = {"class_logits": classes[:-1], "mask_logits": masks(vectors[:-1], "p")}
-        last = {"class_logits": classes[-1], "mask_logits": masks(vectors[-1], "")}
-        return last | {"aux": aux, "queries": queries}
+        aux, last = {"mask_logits": masks(vectors[:-1], "p")}, {"mask_logits": masks(vectors[-1], "")}
+        if self.classifier != "linear":
+            pool = MaskPooling(self.channels, name="mask_pooling")
+            normal += jnp.concatenate([pool(features, aux["mask_logits"]), pool(features, last["mask_logits"])[None]])
+        classes = self._classes(normal, text)
+        return last | {"class_logits": classes[-1], "aux": aux | {"class_logits": classes[:-1]}, "queries": queries}
+
+    def _classes(self, x: Array, text: Array | None) -> Array:
+        """Queries [...,C] -> class logits [...,K+1]."""
+        if self.classifier == "text":
+            return TextClassifier(self.synonyms, name="text_classifier")(x, text)
+        classify = lambda count, name: Dense(count, kernel_init=TORCH_LINEAR, name=name)(x)
+        return jnp.concatenate([classify(self.num_classes, "class_embed"), classify(1, "no_object")], -1)
 
     def _projected(self, x: Array, n: int) -> Array:
         if x.shape[-1] == self.channels and not self.project:

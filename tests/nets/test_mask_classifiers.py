@@ -1,0 +1,107 @@
+"""Mask2Former with CLOUDS' other classifiers and the ensemble with its frozen CLIP: shapes, gradients, and a CLIP's heads by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.errors import ConfigError
+from segjax.nets.clip_resnet import ModifiedResNet, masked_attention_pool
+from segjax.nets.convnext import ConvNeXtTower, masked_head
+from segjax.nets.mask2former import mask2former, with_words
+
+SMALL: dict = dict(channels=32, mask_channels=8, decoder_channels=8, heads=2, encoder_hidden=8, decoder_hidden=8, queries=3, num_classes=2)
+SMALL |= dict(encoder_layers=1, decoder_layers=1, frozen=True, normalization="clip")
+CONVNEXT = dict(
+    backbone="clip_convnext", backbone_embed_dim=6, backbone_depths=(1, 1, 1, 1), backbone_dims=(4, 4, 8, 8), backbone_head_width=8
+)
+RESNET = dict(backbone="clip_resnet", backbone_embed_dim=6, backbone_layers=(1, 1, 1, 1), backbone_width=4, backbone_heads=2)
+TEXT = dict(classifier="text", synonyms=(1, 2), embed_dim=6)
+WORDS = np.random.default_rng(0).normal(size=(3, 6))
+
+
+def test_answers_of_both_vocabularies():
+    net = mask2former(**SMALL, **RESNET, **TEXT, ensemble=True, ensemble_on_valid_mask=True, seen=(True, False))
+    plain = mask2former(**SMALL, **RESNET, **TEXT)
+    image = jnp.asarray(np.random.default_rng(1).random((1, 64, 70, 3)), jnp.float32)
+    variables = with_words(jax.jit(net.init)(jax.random.key(0), image), WORDS)
+    kept = {name: x for name, x in variables["batch_stats"].items() if name != "clip_logit_scale"}
+    both, alone = jax.jit(net.apply)(variables, image), jax.jit(plain.apply)({**variables, "batch_stats": kept}, image)
+    assert both["logits"].shape == (1, 64, 70, 2) and both["aux"]["class_logits"].shape == (1, 1, 3, 3)
+    np.testing.assert_allclose(jnp.exp(both["class_logits"]).sum(-1), 1, atol=1e-5)
+    for name in ("aux", "mask_logits"):  # the ensemble is of the answers alone
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both[name], alone[name])
+    void = [jax.nn.softmax(found["class_logits"])[..., -1] for found in (both, alone)]
+    np.testing.assert_allclose(*void, atol=1e-5)  # and leaves void its share
+    assert np.abs(np.asarray(jax.nn.softmax(both["class_logits"]) - jax.nn.softmax(alone["class_logits"]))).max() > 1e-3
+
+
+def test_gradients_reach_the_classifier_and_not_the_words():
+    rng = np.random.default_rng(2)
+    maps = [jnp.asarray(rng.normal(size=(1, size, size, width)), jnp.float32) for size, width in ((8, 4), (4, 4), (2, 8), (1, 8))]
+    net = mask2former(**(SMALL | dict(decoder_layers=0)), **CONVNEXT, **TEXT)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = with_words(jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32), shapes), WORDS)
+    loss = lambda variables: jnp.square(net.apply(variables, maps, method="predictions")["class_logits"] - 1).mean()
+    slopes = jax.jit(jax.grad(loss))(variables)
+    found = [slopes["params"]["decoder"][name] for name in ("text_classifier", "mask_pooling")] + [slopes["params"]["void_embedding"]]
+    assert all(np.abs(leaf).max() > 0 for part in found for leaf in jax.tree.leaves(part))
+    assert not slopes["batch_stats"]["words"].any()
+
+
+def test_the_parts_of_each_kind():
+    parts = lambda **told: jax.eval_shape(mask2former(**SMALL, **CONVNEXT, **told).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    plain, pooled = parts(), parts(classifier="pooled")
+    both = parts(**{**TEXT, "classifier": "linear"}, ensemble=True)
+    assert set(pooled["params"]["decoder"]) - set(plain["params"]["decoder"]) == {"mask_pooling"}
+    assert set(both["params"]) - set(plain["params"]) == {"void_embedding"}
+    assert set(both["batch_stats"]) == {"words", "clip_logit_scale"} and not plain.get("batch_stats")
+
+
+def test_a_clips_heads_by_hand():
+    rng = np.random.default_rng(3)
+    masks = rng.normal(size=(2, 3, 3, 4)).astype(np.float32)
+    inside = masks > 0
+    for tower, look in (
+        (ConvNeXtTower(6, depths=(1,) * 4, dims=(4, 4, 8, 8), head_width=8), masked_head),
+        (ModifiedResNet(6, 64, (1,) * 4, 4, 2), masked_attention_pool),
+    ):
+        shape = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+        params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shape)
+        channels = 8 if look is masked_head else 128
+        top = rng.normal(size=(2, 3, 3, channels)).astype(np.float32)
+        got = look(tower, params, jnp.asarray(top), jnp.asarray(masks))
+        dense = lambda name, x, p=params: x @ np.asarray(p[name]["kernel"], np.float64) + np.asarray(p[name].get("bias", 0.0))
+        if look is masked_head:
+            x = np.einsum("bhwc,bhwq->bqc", top, inside) / np.maximum(inside.sum((1, 2)), 1)[..., None]
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + tower.epsilon)
+            x = dense("head_fc1", x * np.asarray(params["head_norm"]["scale"]) + np.asarray(params["head_norm"]["bias"]))
+            want = dense("head_fc2", np.asarray(jax.nn.gelu(x, approximate=False)))
+            np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+            continue
+        pool = params["attnpool"]
+        grid = np.asarray(jax.image.resize(pool["positional_embedding"][1:].reshape(2, 2, channels), (3, 3, channels), "linear"))
+        dense = lambda name, x, p=pool: x @ np.asarray(p[name]["kernel"], np.float64) + np.asarray(p[name]["bias"])
+        for b, q in ((0, 0), (1, 3)):
+            places = (top[b] + grid)[inside[b, :, :, q]]
+            query = dense("q_proj", top[b].mean((0, 1)) + np.asarray(pool["positional_embedding"][0])).reshape(2, -1)
+            key, value = (dense(name, places).reshape(len(places), 2, -1) for name in ("k_proj", "v_proj"))
+            logits = np.einsum("hd,nhd->hn", query, key) / np.sqrt(channels / 2)
+            share = np.exp(logits - logits.max(1, keepdims=True))
+            mixed = np.einsum("hn,nhd->hd", share / share.sum(1, keepdims=True), value).reshape(-1)
+            want = dense("c_proj", mixed)
+            np.testing.assert_allclose(got[b, q], want, atol=2e-3 * np.abs(want).max())
+
+
+def test_what_cannot_be_is_refused():
+    for told, message in (
+        (dict(classifier="words"), "model.classifier='words': expected one of linear, pooled, text"),
+        (dict(classifier="text"), "expected a number of words for each of 2 classes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            jax.eval_shape(mask2former(**SMALL, **CONVNEXT, **told).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    swin = dict(backbone="swin", backbone_embed_dim=4, backbone_depths=(1, 1, 1, 1), backbone_num_heads=(1, 1, 1, 2), backbone_window=3)
+    with pytest.raises(ConfigError, match="Swin is no CLIP"):
+        jax.eval_shape(mask2former(**SMALL, **swin, **TEXT, ensemble=True).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(ConfigError, match=r"words \[3, 6\]: the network has none"):
+        with_words({"batch_stats": {}}, WORDS)
