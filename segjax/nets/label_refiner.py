@@ -52,8 +52,9 @@ def _framed(module: Any, image: Array) -> tuple[Array, tuple[int, int]]:
 
 
 def queues_of(batch: int) -> int:
-    """In how many queues `batch` images are worked through (`ops.sam_refine.refine`): one a device, if they divide."""
-    return math.gcd(batch, jax.device_count())
+    """In how many queues `batch` images are worked through (`ops.sam_refine.refine`): one a device of the mesh, if they divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.gcd(batch, jax.device_count() if mesh.empty else mesh.size)
 
 
 def refine_labels(
