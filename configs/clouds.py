@@ -97,7 +97,8 @@ def get_config(arg="gta"):
     shared = {"model": model, "optimizer": optimizer(place, model), "evaluate": scores(config, place, scored == "resized")}
     trains = {"backbone_trains": net == "mit_b5"}
     if images := options.get("images", "on") == "on":
-        base.add_verb(config, "prompts", "prompts", model=config.get_oneway_ref("llm"), count=100)
+        others = {"endpoint": "", "name": "", "templates": "", "file": ""}  # what may stand in the model's place
+        base.add_spec(config, "prompts", {"verb": "prompts", "model": config.get_oneway_ref("llm"), "count": 100, **others})
         prompts = "{stage:prompts}/prompts.jsonl"
         count = config.get_oneway_ref("generated")
         base.add_verb(config, "images", "generate", model=config.get_oneway_ref("sd"), prompts=prompts, count=count, sampler="euler")

@@ -8,6 +8,7 @@ a large component keeps T's label. L_mask is the first stage's loss (`segjax.met
 No target image is read: domain generalisation.
 """
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -62,9 +63,9 @@ def make(
     generated_jitter: of what the student sees of generated images; the teacher and the segmenter see them as they are. () for none: T and
     the student then share the frozen backbone's maps. All else: `segjax.methods.clouds_warmup`.
 
-    Of all that is frozen one pass is made: source, jittered and plain generated images in one batch. Deliberate differences: random
-    points follow (seed, step); the rest is the parts' (`ops.sam_refine`, `ops.mask_losses`). fc-clip's text classifier, which the released
-    configurations leave off, is not built.
+    Of all that is frozen one pass is made: source, jittered and plain generated images in one batch. The teacher labels as the network
+    answers (`model.ensemble`, off as released, has a switch of its own for it there). Random points follow (seed, step); every other
+    difference is a part's (`ops.sam_refine`, `ops.mask_losses`).
     """
     for name, value, known in (("averages", averages, ("head", "network")), ("predicts", predicts, ("student", "teacher"))):
         if value not in known:
@@ -145,13 +146,18 @@ def _own(tree: dict[str, Any], copy: dict[str, Any]) -> dict[str, Any]:
     return {name: tree[name] for name in copy}
 
 
+@functools.cache  # a step may be traced several times
+def _module_shapes(segmenter: Any) -> Any:
+    return jax.eval_shape(segmenter.init, jax.random.key(0), *segmenter.example())
+
+
 def _weights(frozen: Frozen, segmenter: Any) -> Any:
     """The segmenter's variables. ConfigError: none, or another network's."""
     if not isinstance(frozen, dict) or "segmenter" not in frozen:
         raise ConfigError('method.segmenter reads weights: set the stage\'s frozen={"segmenter": FILE} (mobile_sam.pt), or segmenter=None')
     found = frozen["segmenter"]
     shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    wanted = shapes(jax.eval_shape(segmenter.init, jax.random.key(0), *segmenter.example()))
+    wanted = shapes(_module_shapes(segmenter))
     if odd := sorted(name for name, shape in shapes(found).items() ^ wanted.items()):
         has, wants = shapes(found).get(odd[0][0], "nothing"), wanted.get(odd[0][0], "nothing")
         raise ConfigError(

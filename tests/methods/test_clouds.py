@@ -1,0 +1,152 @@
+"""CLOUDS: both stages on a tiny CLIP ConvNeXt and a tiny MobileSAM: one trace, no transfer, any mesh, restart, teacher, switches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_contract import run
+
+from segjax.errors import ConfigError
+from segjax.methods import clouds, clouds_warmup
+from segjax.nets import label_refiner
+from segjax.nets.label_refiner import encode
+from segjax.nets.mask2former import mask2former
+from segjax.runtime import mesh as meshes
+from segjax.runtime.optim import make_optimizer
+from segjax.typing import IGNORE
+from segjax.verbs import networks
+
+HEAD: dict = dict(channels=32, mask_channels=8, decoder_channels=16, heads=2, encoder_hidden=16, decoder_hidden=16, queries=8)
+BACKBONE: dict = dict(backbone_depths=(1, 1, 1, 1), backbone_dims=(8, 8, 8, 8), backbone_embed_dim=4, backbone_head_width=4)
+NET = mask2former(
+    num_classes=5, backbone="clip_convnext", normalization="clip", frozen=True, encoder_layers=1, decoder_layers=1, **HEAD, **BACKBONE
+)
+COMMON: dict = dict(points=48)
+
+
+def adam(lr=3e-3):
+    return make_optimizer(name="adamw", lr=lr, weight_decay=0.05, schedule="constant", clip_norm=0.01, no_decay=("_norm", "query_"))
+
+
+def joint(segmenter, model=NET, **changes):
+    options = dict(segmenter=segmenter, min_area=20, places=6, chunk=2, ema_every=3, ema_decay=0.5, **COMMON) | changes
+    return clouds.make(model=model, optimizer=adam(), **options)
+
+
+@pytest.fixture(scope="module")
+def sam(goldens):
+    """The tiny MobileSAM: its module and its variables as a stage's `frozen` has them."""
+    found = networks.load(goldens / "mobile_sam/mobile_sam.pt", settings=dict(decoder_heads=4, image_size=128))
+    return found.module, {"segmenter": jax.tree.map(np.asarray, dict(found.variables))}
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Batches whose images are blocks of colours, of another coarseness each; the label is the colour."""
+    rng, found = np.random.default_rng(0), []
+    for cells in (1, 2, 4):
+        label = rng.integers(0, 5, (16, cells, cells)).repeat(32 // cells, 1).repeat(32 // cells, 2).astype(np.uint8)
+        image = (label[..., None] * 50 + rng.integers(0, 30, (16, 32, 32, 3))).astype(np.uint8)
+        label[:, :3] = IGNORE
+        found.append({"source_image": image[:8], "source_label": label[:8], "target_image": image[8:]})
+    return found
+
+
+@pytest.fixture(scope="module")
+def steps(sam, batches):
+    """20 steps on one device, under the transfer guard: the states after 0, 10 and 20, the heads of all teachers, metrics, step, traces."""
+    method, traces = joint(sam[0]), []
+
+    def counted(*arguments):
+        traces.append(len(arguments))
+        return method.step(*arguments)
+
+    state, step = jax.jit(method.init)(jax.random.key(3), batches[0]), jax.jit(counted)
+    frozen, on_device = jax.device_put((sam[1], batches))
+    kept, teachers, history = [state], [state.ema_params], []
+    with jax.transfer_guard("disallow"):
+        for n in range(20):
+            state, metrics = step(state, frozen, on_device[n % 3])
+            teachers.append(state.ema_params)
+            history.append(metrics)
+            if n in (9, 19):
+                kept.append(state)
+    return kept, teachers, jax.device_get(history), step, traces, on_device, frozen
+
+
+def test_one_trace_whatever_is_in_the_labels(steps):
+    _, _, history, _, traces, _, _ = steps
+    assert len(traces) == 1
+    assert len({float(row["pseudo/prompts"]) for row in history}) > 3
+    assert all(np.isfinite(value) for row in history for value in row.values())
+    assert history[-3]["loss/class"] < history[0]["loss/class"]
+
+
+def test_restart_equals_no_restart(steps):
+    kept, _, _, step, _, on_device, frozen = steps
+    state = kept[1]
+    for n in range(10, 20):
+        state, _ = step(state, frozen, on_device[n % 3])
+    for a, b in zip(jax.tree.leaves(state.replace(key=0)), jax.tree.leaves(kept[2].replace(key=0)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_teachers_head_moves_every_third_step(steps):
+    kept, teachers, *_ = steps
+    assert set(kept[0].ema_params) == {"pixel_decoder", "decoder"} and not kept[0].ema_batch_stats
+    same = [
+        all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+        for pair in zip(teachers[:-1], teachers[1:], strict=True)
+    ]
+    assert [n for n, kept_still in enumerate(same) if not kept_still] == list(range(3, 20, 3))  # at 0 it copies what it is a copy of
+    for a, b in zip(*(jax.tree.leaves(state.params["backbone"]) for state in (kept[0], kept[2])), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not any("backbone" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(kept[0].opt_state))
+
+
+def test_eight_devices_give_what_one_gives(sam, batches, steps):
+    first = jax.tree.map(jnp.copy, steps[0][0])  # the other step is donated its own
+    many, other = run(joint(sam[0]), batches[2], 2, meshes.make_mesh(2, 4), state=first, frozen=sam[1])
+    state, history = steps[0][0], []
+    for _ in range(2):
+        state, metrics = steps[3](state, steps[6], steps[5][2])
+        history.append(jax.device_get(metrics))
+    for mine, theirs in zip(history, other, strict=True):
+        for key in mine:
+            assert float(mine[key]) == pytest.approx(theirs[key], rel=1e-4 if key == "gradient_norm" else 1e-5), key
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(many.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_half_precision_predicts_nearly_the_same(sam, batches, steps):
+    predict = lambda model: jax.jit(joint(sam[0], model).predict)(steps[0][0], (), batches[2]["target_image"])
+    one, low = (
+        predict(NET),
+        predict(dataclasses.replace(NET, dtype=jnp.bfloat16, backbone=dataclasses.replace(NET.backbone, dtype=jnp.bfloat16))),
+    )
+    assert one.shape == (8, 32, 32, 5) and one.dtype == low.dtype == jnp.float32
+    assert 0 < np.abs(one - low).max() < 3e-2 * np.abs(one).max()
+
+
+def test_the_warm_up_learns_and_accumulates(batches):
+    batch = {key: value for key, value in batches[2].items() if key != "target_image"}
+    make = lambda **changes: clouds_warmup.make(model=NET, optimizer=adam(1e-2), jitter=(), **COMMON, **changes)
+    state, history = run(make(), batch, 40, meshes.make_mesh(1))
+    total = lambda row: sum(value for name, value in row.items() if name.startswith("loss"))
+    assert total(history[-1]) < 0.7 * total(history[0]) and state.ema_params is None
+    parts = make(accumulate=4)
+    after, metrics = jax.eval_shape(parts.step, jax.eval_shape(parts.init, jax.random.key(0), batch), (), batch)
+    assert after.params.keys() == state.params.keys() and set(metrics) == set(history[0])
+
+
+def test_features_from_elsewhere_are_not_encoded_again(sam, batches, steps, monkeypatch):
+    """Another grid is refused."""
+    state, frozen = steps[0][0], steps[6]
+    features = jax.eval_shape(lambda variables, image: encode(sam[0], variables, image), frozen["segmenter"], batches[0]["target_image"])
+    monkeypatch.setattr(label_refiner, "encode", lambda *_: pytest.fail("the image was encoded"))
+    trace = lambda kept: jax.eval_shape(joint(sam[0]).step, state, frozen, {**batches[0], "target_sam_features": kept})
+    assert "pseudo/prompts" in trace(features)[1]
+    with pytest.raises(ConfigError, match="target_sam_features .*: expected .8, 8, 8, channels. of MobileSam"):
+        trace(jax.ShapeDtypeStruct((8, 7, 8, 32), jnp.bfloat16))
