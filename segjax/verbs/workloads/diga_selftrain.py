@@ -1,5 +1,7 @@
 """DiGA's self-training step over ENet: two source views, their distillation, the target's labels by consensus, the mixed image, Adam."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from segjax.methods import diga_selftrain
 from segjax.nets.enet import ENet
 from segjax.runtime.optim import make_optimizer
 from segjax.verbs.workloads import Workload, training
+from segjax.weights.enet import ENET_PYTORCH
 
 
 def make(*, devices: int, batch: int = 2, height: int = 0, width: int = 0, classes: int = 19, dtype: str = "") -> Workload:
@@ -24,4 +27,12 @@ def make(*, devices: int, batch: int = 2, height: int = 0, width: int = 0, class
     centroids = np.random.default_rng(0).standard_normal((classes, width_of_features), np.float32)
     frozen = {"centroids": {"centroids": jnp.asarray(centroids), "counts": jnp.ones((classes,), jnp.float32)}}
     sizes = {"batch": batch, "height": height, "width": width, "classes": classes, "dtype": dtype}
-    return training.of_method(method, frozen, shapes, classes=classes, sizes=sizes, dtype=dtype)
+    workload = training.of_method(method, frozen, shapes, classes=classes, sizes=sizes, dtype=dtype)
+    # two programs draw different views, so the peer's answer is that of a plain forward pass
+    return dataclasses.replace(
+        workload,
+        peer="diga_torch",
+        adopt=lambda carry, weights: (training.adopted(model, ENET_PYTORCH, carry[0], weights), carry[1]),
+        compared=lambda carry, inputs: training.evaluated(model, carry[0], inputs),
+        tolerance={"logits": training.TOLERANCE[dtype]["others"], "others": workload.tolerance},
+    )

@@ -1,5 +1,6 @@
 """Whole training steps as workloads: the compiled step of a method over a network, random images and labels. Makes none by itself."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,15 +66,6 @@ def supervised(
         value, gradient = jax.value_and_grad(loss)(state.params)
         return {"loss/ce": value, "gradient_norm": optax.global_norm(gradient)}
 
-    def adopt(state, weights: Arrays):
-        like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3)))
-        flat = walk.to_segjax(weights, layout.layout(weights), safetensors_io.flatten(like), name=peer)
-        return state.with_variables(safetensors_io.unflatten(flat))
-
-    def logits(state, inputs):
-        outputs = jax.jit(lambda variables, image: model.apply(variables, to_float(image)))(state.variables, inputs["source_image"])
-        return {"logits": outputs["logits"]}
-
     return Workload(
         step=lambda state, inputs: method.step(state, (), inputs),
         draw=draw_batch(shapes, model.num_classes),
@@ -84,9 +76,22 @@ def supervised(
         start=lambda: initial(method, shapes),
         dtype=dtype,
         peer=peer,
-        adopt=adopt,
-        compared=logits,
+        adopt=functools.partial(adopted, model, layout),
+        compared=functools.partial(evaluated, model),
     )
+
+
+def adopted(model: Any, layout: Any, state: Any, weights: Arrays) -> Any:
+    """The state of a training step with the weights that the peer has, by the table of their public names."""
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3)))
+    flat = walk.to_segjax(weights, layout.layout(weights), safetensors_io.flatten(like), name="the peer's weights")
+    return state.with_variables(safetensors_io.unflatten(flat))
+
+
+def evaluated(model: Any, state: Any, inputs: Any) -> dict[str, jax.Array]:
+    """What is held against the peer's answer: the evaluation logits of the source images."""
+    outputs = jax.jit(lambda variables, image: model.apply(variables, to_float(image)))(state.variables, inputs["source_image"])
+    return {"logits": outputs["logits"]}
 
 
 def of_method(method: Method, frozen: Any, shapes: Mapping[str, Any], *, classes: int, sizes: Mapping[str, Any], dtype: str) -> Workload:
