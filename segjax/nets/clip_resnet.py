@@ -78,8 +78,9 @@ def masked_attention_pool(tower: "ModifiedResNet", params: Any, top: Array, mask
     The mean of the whole map asks; it attends to locations alone, not to itself. A query whose mask is empty attends evenly (there: NaN).
     """
     b, h, w, c = top.shape
-    params, shared = params["attnpool"], dict(dtype=tower.dtype, parent=None)
-    linear = lambda name, features, x: Dense(features, **shared).apply({"params": params[name]}, x)
+    params = params["attnpool"]
+    shared: dict[str, Any] = dict(dtype=tower.dtype, parent=None)
+    linear: Any = lambda name, features, x: Dense(features, **shared).apply({"params": params[name]}, x)
     positions = positions_at(params["positional_embedding"], tower.image_size // tower.stride, (h, w)).astype(tower.dtype)
     locations = top.reshape(b, h * w, c).astype(tower.dtype)
     query = locations.mean(1, keepdims=True, dtype=jnp.float32).astype(tower.dtype) + positions[:1]

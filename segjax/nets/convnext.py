@@ -65,7 +65,7 @@ class ConvNeXt(nn.Module):
 def masked_head(tower: "ConvNeXtTower", params: Any, top: Array, mask_logits: Array) -> Array:
     """What the tower's norm and head say of the mean of its last map [B,h,w,C] inside of each mask [B,h,w,Q]: float32 [B,Q,embed_dim]."""
     shared: dict[str, Any] = dict(dtype=tower.dtype, parent=None)
-    part = lambda module, name, x: module.apply({"params": params[name]}, x)
+    part: Any = lambda module, name, x: module.apply({"params": params[name]}, x)
     x = part(LayerNorm(tower.epsilon, **shared), "head_norm", pool_by_masks(top, mask_logits).astype(tower.dtype))
     if tower.head == "mlp":
         x = gelu(part(Dense(tower.head_width, **shared), "head_fc1", x))

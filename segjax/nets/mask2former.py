@@ -169,7 +169,7 @@ class Mask2Former(nn.Module):
     def _ensembled(self, found: dict[str, Any], top: Array) -> Array:
         """Class logits [B,Q,K+1] of both vocabularies. top: the backbone's last map."""
         masks = bilinear(found["mask_logits"], (top.shape[1], top.shape[2]))
-        look = masked_attention_pool if isinstance(self.backbone, ModifiedResNet) else masked_head
+        look: Any = masked_attention_pool if isinstance(self.backbone, ModifiedResNet) else masked_head
         vectors = look(self.backbone, self.backbone.variables["params"], top, masks)
         outside = cosine_logits(vectors, self._text(), self.clip_logit_scale.value, self.synonyms)
         valid = (masks > 0).any((1, 2)) if self.ensemble_on_valid_mask else None

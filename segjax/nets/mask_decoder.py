@@ -184,6 +184,7 @@ class MaskDecoder(nn.Module):
     def _classes(self, x: Array, text: Array | None) -> Array:
         """Queries [...,C] -> class logits [...,K+1]."""
         if self.classifier == "text":
+            assert text is not None
             return TextClassifier(self.synonyms, name="text_classifier")(x, text)
         classify = lambda count, name: Dense(count, kernel_init=TORCH_LINEAR, name=name)(x)
         return jnp.concatenate([classify(self.num_classes, "class_embed"), classify(1, "no_object")], -1)
