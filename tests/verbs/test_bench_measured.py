@@ -11,8 +11,9 @@ import pytest
 from segjax import cli
 from segjax.errors import ConfigError, SegjaxError
 from segjax.runtime import mesh as meshes
-from segjax.verbs import bench_ceilings, bench_measure, bench_peer, bench_plot, bench_runner, workloads
-from segjax.verbs.workloads import training
+from segjax.verbs import bench_ceilings, bench_measure, bench_peer, bench_plot, bench_profile, bench_runner, workloads
+from segjax.verbs.workloads import forward, training
+from segjax.weights import layouts, safetensors_io, sam, walk
 
 CEILINGS = {"matmul_flops": 1e11, "copy_bytes": 1e10, "matmul_side": 8, "matmul_dtype": "float32", "copy_mb": 1.0}
 SMALL = {
@@ -32,7 +33,7 @@ def quick(monkeypatch):
 def test_a_row_of_each_operation(name):
     """On two devices: the numbers agree with the plain form first, and the row's figures hang together."""
     mesh = meshes.make_mesh(2)
-    row = bench_measure.row(name, workloads.build(name, 2, SMALL[name]), mesh, CEILINGS, chunks=3)
+    row = bench_measure.row(name, workloads.build(name, 2, SMALL[name]), mesh, CEILINGS, chunks=3, profile=name == "fda")
     assert row["gate"] and max(row["gate"].values()) < 2e-5
     assert 0 < row["ms"]["p50"] <= row["ms"]["p90"] and row["mesh"] == {"data": 2, "fsdp": 1}
     assert row["rows_a_second"] == pytest.approx(1e3 * row["rows"] / row["ms"]["p50"])
@@ -41,6 +42,84 @@ def test_a_row_of_each_operation(name):
     assert row["flops"]["analytic"] > 0 and row["bytes"]["least"] > 0 and row["memory"]["temporary"] is not None
     assert {"trace_s", "compile_s", "compile_cached_s", "first_step_s"} <= set(row["seconds"])
     assert "not measured" in bench_measure.table([row])
+    if name == "fda":
+        found = row["profile"]
+        assert sum(found["kind"].values()) == pytest.approx(sum(found["direction"].values())) and found["kind"]["product"] > 0
+        assert found["longest"][0][0] in bench_profile.table(found)
+
+
+def test_a_profile_tells_directions_and_kinds():
+    """A GPU's trace: kernels of libraries by their own names, XLA's by the instruction's metadata; the host and its waiting left out."""
+    program = """
+      %loop_add_fusion.2 = f32[4]{0} fusion(%a), kind=kLoop, metadata={op_type="add" op_name="jit(step)/transpose(jvp(Net))/add"}
+      ROOT cudnn-conv.3 = (f32[4]{0}) custom-call(%a), metadata={op_name="jit(step)/jvp(Net)/conv_general_dilated" source_line=3}
+    """
+    named = lambda name, pid, **tid: {
+        "ph": "M",
+        "name": "thread_name" if tid else "process_name",
+        "pid": pid,
+        "args": {"name": name},
+        **tid,
+    }
+    ran = lambda name, pid, tid, dur, op="": {"ph": "X", "name": name, "pid": pid, "tid": tid, "dur": dur, "args": {"hlo_op": op}}
+    events = [
+        named("/device:GPU:0", 1),
+        named("/host:CPU", 2),
+        named("Stream #13(Compute)", 1, tid=7),
+        named("XLA Ops", 1, tid=8),
+        ran("sm90_xmma_fprop_implicit_gemm", 1, 7, 3000, "cudnn-conv.3"),
+        ran("sm90_xmma_wgrad_implicit_gemm", 1, 7, 1500),
+        ran("loop_add_fusion_2", 1, 7, 600, "loop_add_fusion.2"),
+        ran("loop_add_fusion.2", 1, 8, 600, "loop_add_fusion.2"),
+        ran("PjitFunction", 2, 1, 9000),
+    ]
+    found = bench_profile.summary(events, bench_profile.origins(program), 3)
+    assert found["direction"] == pytest.approx({"forward and the rest": 1.0, "backward": 0.7})
+    assert found["kind"] == pytest.approx({"convolution": 1.5, "elementwise": 0.2})
+    assert found["longest"][2] == ["loop_add_fusion_2", pytest.approx(0.2), pytest.approx(1 / 3), "jit(step)/transpose(jvp(Net))/add"]
+    assert bench_profile.table({"failed": "why"}) == "no profile: why"
+
+
+FORWARD = {
+    "clip_encoder": ({"image_size": 32, "width": 32, "layers": 2, "heads": 2}, "clip_vision_hf", ()),
+    "mit_block": ({"image": 32, "stage": 2, "width": 32}, "mit_nvlabs", ("block2",)),
+    "sam_encoder": (
+        {"image_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 32, "period": 2, "window": 3},
+        "sam_hf",
+        ("image_encoder",),
+    ),
+    "unet": ({"side": 4, "widths": (32,), "heads": 2, "context": 16, "tokens": 5}, "unet_diffusers", ()),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_peers_weights_are_taken_over(name):
+    """Under the public names that the peers use: every parameter comes back as it left."""
+    sizes, public, at = FORWARD[name]
+    workload = workloads.build(name, 1, sizes)
+    carry, inputs = workload.start(), workload.draw(np.random.default_rng(0))
+    flat = safetensors_io.flatten(jax.tree.map(np.asarray, forward._below(carry, at)))
+    layout = sam.BOTH if public == "sam_hf" else layouts.known()[public].layout(flat)
+    weights = walk.to_source(flat, layout)
+    taken = workload.adopt(jax.tree.map(jnp.zeros_like, carry), weights)
+    jax.tree.map(np.testing.assert_array_equal, taken, carry)
+    found = jax.eval_shape(workload.step, carry, inputs)[1]
+    assert found and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
+
+
+def test_a_block_forward_and_backward():
+    """Against the program as the compiler's optimisations left it alone."""
+    workload = workloads.build("mit_block", 1, FORWARD["mit_block"][0])
+    gate = bench_runner.Runner(workload, meshes.make_mesh(1), again=False).gate()
+    assert set(gate) == {"dx", "norm"} and max(gate.values()) < 1e-4
+
+
+def test_a_dead_peer_costs_its_half_of_the_row():
+    """Quick: the peer's answer was to be the check, so the plain form is asked after all."""
+    workload, mesh = workloads.build("contrastive", 1, SMALL["contrastive"]), meshes.make_mesh(1)
+    row = bench_measure.row("contrastive", workload, mesh, CEILINGS, chunks=2, against="torch", python="/bin/false", quick=True)
+    assert row["against"] == {"peer": "torch", "none": "the torch side ended with exit code 1: its own message stands above"}
+    assert row["gate"] and "compile_cached_s" not in row["seconds"] and "not measured" in bench_measure.table([row])
 
 
 def test_wrong_numbers_are_not_timed():
@@ -78,7 +157,8 @@ def test_a_supervised_step_agrees_with_the_plain_one(tiny_config):
 
 
 def test_names_and_sizes():
-    assert {"fda", "upsample_ce", "contrastive", "enet_train", "deeplab_r101_train", "diga_selftrain"} <= set(workloads.names())
+    steps = {"fda", "upsample_ce", "contrastive", "enet_train", "deeplab_r101_train", "diga_selftrain"}
+    assert set(workloads.names()) == steps | set(FORWARD) | {"mit_gradients"}
     assert workloads.read_sizes(["height=512", "dtype=bfloat16", "betas=(1, 2)"]) == {"height": 512, "dtype": "bfloat16", "betas": (1, 2)}
     for call, message in (
         (lambda: workloads.build("fdaa", 1, {}), "did you mean 'fda'"),
