@@ -43,7 +43,7 @@ def row(
                 peer.meet(runner)
         except bench_peer.PeerEnded as error:
             peer, lost, gate = None, str(error), gate or runner.gate()
-        count = runner.warm_up()
+        count = runner.warm_up(4 if quick else 10)
         ours, theirs = _take_turns(runner, peer, chunks, count)
     program, report, devices = runner.program(), runner.report, mesh.size
     roofline = runner.work.seconds(devices * ceilings["matmul_flops"], devices * ceilings["copy_bytes"])

@@ -97,14 +97,12 @@ def test_a_peers_weights_are_taken_over(name):
     """Under the public names that the peers use: every parameter comes back as it left."""
     sizes, public, at = FORWARD[name]
     workload = workloads.build(name, 1, sizes)
-    carry, inputs = workload.start(), workload.draw(np.random.default_rng(0))
+    carry = workload.start()
     flat = safetensors_io.flatten(jax.tree.map(np.asarray, forward._below(carry, at)))
     layout = sam.BOTH if public == "sam_hf" else layouts.known()[public].layout(flat)
     weights = walk.to_source(flat, layout)
     taken = workload.adopt(jax.tree.map(jnp.zeros_like, carry), weights)
     jax.tree.map(np.testing.assert_array_equal, taken, carry)
-    found = jax.eval_shape(workload.step, carry, inputs)[1]
-    assert found and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
 
 
 def test_a_block_forward_and_backward():
