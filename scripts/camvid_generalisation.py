@@ -149,7 +149,8 @@ class Trainer:
 
         data = sets["day"], sets["stylized"]
         self.data = data
-        init = jax.jit(lambda key, *data: method.init(key, draw(key, *data)))
+        once = {"xla_backend_optimization_level": 0}  # runs once: minutes of compilation otherwise
+        init = jax.jit(lambda key, *data: method.init(key, draw(key, *data)), compiler_options=once)
         shape = jax.eval_shape(init, jax.random.key(0), *data)
         self.init = init.lower(jax.random.key(0), *data).compile()
         self.chunk = jax.jit(chunk, donate_argnums=0).lower(shape, jax.random.key(0), *data).compile()
