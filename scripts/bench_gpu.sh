@@ -14,6 +14,7 @@ export SEGJAX_CACHE="$folder/cache" TORCHINDUCTOR_CACHE_DIR="$folder/inductor" T
 cases=$(if [ -n "${CASES:-}" ]; then cat "$CASES"; else cat <<'LINES'
 150 deeplab_r101_train batch=8 height=512 width=1024 --against=torch --profile
 60 fda batch=8 beta=0.05 --against=torch
+40 fda batch=8 beta=0.05 form=banded_x3
 60 contrastive pixels=32768 dims=256 precision=high block=1024 --against=torch
 60 upsample_ce batch=8 --against=torch
 120 enet_train batch=8 height=512 width=1024 --against=torch --profile
