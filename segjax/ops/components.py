@@ -1,8 +1,9 @@
 """Connected components of all classes of all images at once on the device, and those that are large enough in a fixed number of places.
 
-Nodes are runs: stretches of one label within a row. Runs that touch from row to row are joined by hooking the larger of two roots to the
-smaller (a scatter-min) and jumping pointers, which takes a logarithmic number of rounds also on noise and on serpentines. How many runs
-there are is data: the smallest arrays that hold all of them are chosen at run time, under one trace.
+Nodes are runs: stretches of one label within a row. Each begins joined to one above it; then the larger of two touching roots is hooked to
+the smaller (a scatter-min) and pointers jump until they reach the roots, so that no link is lost and every round at least halves the roots
+that have a neighbour: a logarithmic number of rounds also on noise and on serpentines. How many runs there are is data: the smallest arrays
+that hold all of them are chosen at run time, under one trace; labels with few runs along columns and many along rows are turned.
 """
 
 from functools import partial
@@ -15,8 +16,10 @@ from jax import lax
 from segjax.ops.component_pixels import nth_true
 from segjax.typing import Array
 
-PARTS = (32, 8)
-"""Runs that the small arrays hold, as a part of the pixels. Label maps of streets have some 2 % as many runs as pixels, noise over 50 %."""
+PARTS = (1 / 32, 1 / 8, 9 / 16, 1)
+"""Runs that the arrays hold, as parts of the pixels. Label maps of streets have some 2 % as many runs as pixels, noise over 50 %."""
+_TURNED = 1
+"""The place in PARTS of the arrays for turned labels."""
 
 
 def components(label: Array) -> Array:
@@ -25,15 +28,54 @@ def components(label: Array) -> Array:
     A component is a largest set of pixels of one label (any value, 255 too) that are joined along rows and columns: scipy.ndimage.label of
     each label's mask, which numbers components in the order of these first pixels.
     """
+    pixels = label.shape[1] * label.shape[2]
+    sizes = [int(-(-pixels * part // 1)) for part in PARTS]
+    along, across = (jnp.sum(_begins(x), (1, 2), dtype=jnp.int32).max() for x in (label, label.swapaxes(1, 2)))
+    needed = sum((along > size).astype(jnp.int32) for size in sizes[:-1])
+    turned = (needed > _TURNED) & (across <= sizes[_TURNED])
+    across_runs = lambda label: _by_runs(sizes[_TURNED], label.swapaxes(1, 2), turned=True).swapaxes(1, 2)
+    ways = [*(partial(_by_runs, size) for size in sizes), across_runs]
+    return lax.switch(jnp.where(turned, len(sizes), needed), ways, label)
+
+
+def _begins(label: Array) -> Array:
+    """Where a run begins, bool [B,H,W]."""
+    return jnp.pad(label[:, :, 1:] != label[:, :, :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True)
+
+
+def _by_runs(size: int, label: Array, turned: bool = False) -> Array:
+    """`components` of images with at most `size` runs. turned: rows and columns are exchanged; named by the pixels before."""
     batch, height, width = label.shape
-    change = jnp.concatenate([jnp.ones((batch, height, 1), bool), label[:, :, 1:] != label[:, :, :-1]], 2)
+    change = _begins(label)
     run = _counted(change)
     before = jnp.cumsum(run[:, :, -1], 1)
-    run = run + (before - run[:, :, -1])[:, :, None] - 1
-    sizes = sorted({-(-height * width // part) for part in PARTS})
-    chosen = sum((before[:, -1].max() > size).astype(jnp.int32) for size in sizes)
-    ways = [*(partial(_by_runs, size) for size in sizes), _by_pixels]
-    return lax.switch(chosen, [jax.vmap(way) for way in ways], label, change, run)
+    run = (run + (before - run[:, :, -1])[:, :, None] - 1).reshape(batch, -1)
+    label, pixels = label.reshape(batch, -1), height * width
+    begin = _least(size, run, jnp.arange(pixels, dtype=jnp.int32)[None], pixels)
+    own, here = jnp.arange(size, dtype=jnp.int32), jnp.minimum(begin, pixels - 1)
+
+    def neighbour(step: int) -> Array:
+        """The run `step` pixels from where each begins, or itself if there is none or it has another label."""
+        there = jnp.clip(here + step, 0, pixels - 1)
+        inside = (here + step >= 0) & (here + step < pixels)
+        return jnp.where(inside & (_at(label, there) == _at(label, here)), _at(run, there), own)
+
+    # two runs that touch do so in the column where one of them begins, so a run has a neighbour above and one below to look for there
+    parent = _united(neighbour(-width), neighbour(width))
+    if turned:
+        begin = _least(size, parent, begin % width * height + begin // width, pixels)
+    return _at(_at(begin, parent), run).reshape(batch, height, width)
+
+
+def _at(x: Array, index: Array) -> Array:
+    """x [B,N] at index [B,M]."""
+    return jnp.take_along_axis(x, index, 1, mode="promise_in_bounds")
+
+
+def _least(size: int, where: Array, value: Array, start: int) -> Array:
+    """The smallest value [B or 1,M] that goes to each of `size` places, [B,size]; `start` where none goes. where [B,M], beyond: nowhere."""
+    least = lambda where, value: jnp.full(size, start, jnp.int32).at[where].min(value, mode="drop")
+    return jax.vmap(least)(where, jnp.broadcast_to(value, where.shape))
 
 
 def _counted(change: Array) -> Array:
@@ -46,55 +88,23 @@ def _counted(change: Array) -> Array:
     return lax.platform_dependent(change.astype(jnp.int32), cpu=columns, default=lambda change: jnp.cumsum(change, 2))
 
 
-def _by_runs(size: int, label: Array, change: Array, run: Array) -> Array:
-    """`components` of one image with at most `size` runs. change bool [H,W]: where a run begins; run int32 [H,W]: the number of each's."""
-    width = label.shape[1]
-    begin = _begins(size, change, run)
-    label, run = label.reshape(-1), run.reshape(-1)
-    own = jnp.arange(size, dtype=jnp.int32)
-    # two runs that touch do so in the column where one of them begins, so a run has a neighbour above and one below to look for there
-    above, below = (_neighbour(label, run, begin, own, step) for step in (-width, width))
-    parent = _united(jnp.minimum(own, above), jnp.concatenate([own, own]), jnp.concatenate([above, below]))
-    return begin[parent][run].reshape(-1, width)
+def _united(parent: Array, below: Array) -> Array:
+    """The smallest node that each node is joined to, after joining each to `below` [B,N]. parent [B,N]: begun, never larger than the node.
 
+    All images go on until the last one is done: under a vmap every step would also choose between old and new for each.
+    """
 
-def _by_pixels(label: Array, change: Array, run: Array) -> Array:
-    """The same with any number of runs: a run is called by its first pixel."""
-    start = _begins(label.size, change, run)[run]
-    touching = (label[1:] == label[:-1]) & (change[1:] | change[:-1])
-    above, below = (jnp.where(touching, x, 0).reshape(-1) for x in (start[:-1], start[1:]))
-    parent = _united(start.reshape(-1).at[below].min(above), above, below)
-    return parent[start]
-
-
-def _begins(size: int, change: Array, run: Array) -> Array:
-    """The first pixel of every run, int32 [size]; the number of pixels where there is no run."""
-    where = jnp.where(change, run, size).reshape(-1)
-    return jnp.full(size, run.size, jnp.int32).at[where].set(jnp.arange(run.size, dtype=jnp.int32), mode="drop", unique_indices=True)
-
-
-def _united(parent: Array, one: Array, other: Array) -> Array:
-    """The smallest node that each node is joined to, after joining one [E] to other [E]. parent [N]: begun, never larger than the node."""
-
-    def jumped(parent: Array) -> Array:
-        parent = parent[parent]
-        return parent[parent]
+    def rooted(parent: Array) -> Array:
+        moved = lambda state: jnp.any(state[0] != state[1])
+        return lax.while_loop(moved, lambda state: (state[1], _at(state[1], state[1])), (parent, _at(parent, parent)))[1]
 
     def unite(state: tuple[Array, Array]) -> tuple[Array, Array]:
         parent, _ = state
-        a, b = parent[one], parent[other]
-        parent = parent.at[jnp.maximum(a, b)].min(jnp.minimum(a, b))
-        return jumped(parent), jnp.any(a != b)
+        other = _at(parent, below)
+        hooked = jax.vmap(lambda parent, high, low: parent.at[high].min(low))
+        return rooted(hooked(parent, jnp.maximum(parent, other), jnp.minimum(parent, other))), jnp.any(parent != other)
 
-    return lax.while_loop(lambda state: state[1], unite, (jumped(parent), jnp.bool_(True)))[0]
-
-
-def _neighbour(label: Array, run: Array, begin: Array, own: Array, step: int) -> Array:
-    """The run `step` pixels from where each begins, or itself if there is none or it has another label."""
-    there = begin + step
-    inside = (begin < label.size) & (there >= 0) & (there < label.size)
-    there = jnp.clip(there, 0, label.size - 1)
-    return jnp.where(inside & (label[there] == label[jnp.minimum(begin, label.size - 1)]), run[there], own)
+    return lax.while_loop(lambda state: state[1], unite, (rooted(parent), jnp.bool_(True)))[0]
 
 
 class Kept(NamedTuple):
