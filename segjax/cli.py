@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from segjax import __version__
 from segjax.errors import ConfigError, SegjaxError
 from segjax.runtime.allocator import keep_pages
-from segjax.runtime.cluster import FLAGS
 
 _VERBS = pathlib.Path(__file__).parent / "verbs"
 EXIT_CODES = "0 done, 1 failed, 2 usage or config, 3 data, 4 weights or checkpoint, 75 preempted after a save (start again to go on)"
@@ -136,9 +135,6 @@ def _parse(name: str, module, argv: list[str]) -> argparse.Namespace:
         raise ConfigError(f"segjax {name}: unknown argument {token!r}: {hint}")
     if overrides and not getattr(args, "config", None):
         raise ConfigError(f"{overrides[0]}: there is no --config=FILE.py that it could change")
-    for variable, value in ((name, getattr(args, flag[2:].replace("-", "_"), "")) for flag, name in FLAGS.items()):
-        if value:
-            os.environ[variable] = value
     if getattr(args, "config", None):
         from segjax.verbs import config_file
 

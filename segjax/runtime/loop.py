@@ -12,6 +12,7 @@ import numpy as np
 
 from segjax.errors import ConfigError, DataError, Preempted
 from segjax.runtime import mesh as meshes
+from segjax.runtime import peers
 from segjax.runtime import workdir as workdirs
 from segjax.runtime.checkpoint import Checkpoints
 from segjax.runtime.compile import compile_step, out_of_memory_told
@@ -78,6 +79,7 @@ def train(
         frozen = jax.device_put(frozen, meshes.shard_rules(frozen, mesh))
         state_spec, frozen_spec = meshes.with_shardings((state, frozen), jax.tree.map(lambda leaf: leaf.sharding, (state, frozen)))
         compiled, report = compile_step(method, state_spec, frozen_spec, spec, mesh)
+        peers.exchange("compiled")  # one may have taken minutes longer, and collectives are less patient
         rows = max(leaf.shape[0] for leaf in spec.values())
         meter = Meter(place, saves, clock, start, log_every, stop_on_nan, rows, host_metrics)
         feed = Prefetch(itertools.chain([first], stream), lambda batch: meshes.put_batch(batch, mesh))
@@ -139,7 +141,10 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
         return own(state), start
     # Runs once: on CPU a quarter of the compile time without optimisation, which accelerators do not need for it.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    state = jax.jit(method.init, out_shardings=shardings, compiler_options=options)(key, meshes.put_batch(first, mesh))
+    batch = meshes.put_batch(first, mesh)
+    init = jax.jit(method.init, out_shardings=shardings, compiler_options=options).lower(key, batch).compile()
+    peers.exchange("compiled")
+    state = init(key, batch)
     if initial_variables is not None:
         state = own(jax.device_put(state.with_variables(initial_variables), shardings))
     jax.block_until_ready(state)

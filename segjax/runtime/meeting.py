@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from segjax.errors import ConfigError, SegjaxError
 from segjax.runtime import links, peers
@@ -37,6 +39,9 @@ def join(cluster: Cluster, check: Callable[[], Any]) -> None:
         if jax.process_count() > 1:
             _meet_within(seconds, heartbeat)
             check()
+    if jax.process_count() > 1:
+        check_devices()
+        _connect_devices()
 
 
 def _initialize(cluster: Cluster, seconds: float, heartbeat: float, **options: Any) -> None:
@@ -64,7 +69,7 @@ def _meet(address: str, count: int, index: int, *, seconds: float, heartbeat: fl
 
 def _meet_within(seconds: float, heartbeat: float) -> None:
     """After jax has connected the processes: process 0 tells them over the devices where it listens."""
-    check_devices()
+    check_devices()  # the exchange below needs them alike
     door = links.listen(0) if jax.process_index() == 0 else None
     told = json.dumps([list(_addresses()), door.getsockname()[1]] if door else []).encode()[:_TOLD_BYTES]
     padded = np.frombuffer(told.ljust(_TOLD_BYTES), np.uint8)
@@ -88,6 +93,15 @@ def _addresses() -> list[str]:
         except OSError:
             pass
     return found
+
+
+def _connect_devices() -> None:
+    """A first sum over every device. It connects the CPUs of the processes, which must come within 30 s of each other: here they do, and
+    after a long compilation perhaps not."""
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, PartitionSpec("all")), lambda index: np.ones(1, np.float32))
+    peers.exchange("connect")
+    jax.block_until_ready(jax.jit(jnp.sum)(ones))
 
 
 def check_devices() -> None:

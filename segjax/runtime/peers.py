@@ -66,7 +66,7 @@ class Peers:
             self._ending = code not in _QUIET
         self._tell("left", who=self.index, code=code, text=text)
         if self._ending:
-            self._exit(code)
+            self._exit(code, linger=GRACE_SECONDS + 1)
 
     def failed(self, error: Exception) -> None:
         """An error that nobody has foreseen: prints its traceback and ends this process. When jax raised it, another process may turn out
@@ -146,10 +146,10 @@ class Peers:
         os.write(2, f"segjax: {text}\n".encode())
         self._exit(code)
 
-    def _exit(self, code: int) -> None:
-        """Ends the process whatever its other threads do."""
+    def _exit(self, code: int, linger: float = 1.0) -> None:
+        """Ends the process whatever its other threads do. linger: seconds; jax's service goes with process 0, so the others go first."""
         if self.index == 0:
-            time.sleep(1.0)  # what was told must arrive before jax's service goes with this process
+            time.sleep(linger)
         for cleanup in self.cleanups:
             with contextlib.suppress(Exception):
                 cleanup()

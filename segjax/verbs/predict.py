@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Predicts every photograph. DataError: nothing found, a damaged file. ConfigError: ids that the label space lacks."""
-    startup.one_process("predict")
+    startup.one_process("predict", args)
     size, how = parse_size(args.size), inference.from_spec(inference.from_flags(args), "--")
     network = evaluate.load(args)
     encode = _encoder(args.ids, network.space)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("min_area", 0), ("points", 1), ("places", 0), ("batch_size", 1)):
         if getattr(args, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected {least} or more")
-    startup.one_process("refine")
+    startup.one_process("refine", args)
     dataset = _dataset(args)
     startup.begin(args)
     network = networks.load(args.model, settings=networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {}))

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     for path in images.values():
         segment_prompts.check_inside(objects, read_image_size(path), path)
     folder.writable(args.output)
-    startup.one_process("segment")
+    startup.one_process("segment", args)
     startup.begin(args)
     told = networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {})
     network = networks.load(args.model, settings=told)

@@ -25,15 +25,14 @@ def begin(args: argparse.Namespace | None = None) -> None:
     Many processes: `cluster.find` tells which they are and `meeting.join` brings them together. ConfigError, alike in all of them, when
     they do not run the same sources, packages, command and config (`args.config`), or have different numbers of devices.
     """
-    if not jax.distributed.is_initialized() and (found := cluster.find(os.environ)) is not None:
+    if not jax.distributed.is_initialized() and (found := cluster.find(_environment(args))) is not None:
         meeting.join(found, lambda: peers.agree(_facts(args)))
-        meeting.check_devices()
     compile.enable_cache()
 
 
-def one_process(verb: str) -> None:
+def one_process(verb: str, args: argparse.Namespace) -> None:
     """ConfigError in a run of many processes, for a verb that works in one."""
-    found = cluster.find(os.environ)
+    found = cluster.find(_environment(args))
     if found is not None and found.count != 1:
         raise ConfigError(f"{verb} works in one process: start one for each part of the images, without --coordinator and --distributed")
 
@@ -42,6 +41,12 @@ def barrier(name: str) -> None:
     """Waits for the other processes, so that none reads a file before the first one has written it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def _environment(args: argparse.Namespace | None) -> dict[str, str]:
+    """The environment, and over it what the flags say that every such verb has (`segjax.cli`)."""
+    flags = {variable: getattr(args, flag[2:].replace("-", "_"), "") for flag, variable in cluster.FLAGS.items()}
+    return {**os.environ, **{variable: value for variable, value in flags.items() if value}}
 
 
 def _facts(args: argparse.Namespace | None) -> dict[str, Any]:
