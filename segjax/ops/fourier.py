@@ -18,7 +18,7 @@ from segjax.errors import ConfigError
 from segjax.typing import Array, Key
 
 Variant = Literal["centred", "corner"]
-Form = Literal["auto", "fft", "banded", "banded_x3"]
+Form = Literal["auto", "fft", "banded"]
 
 BANDED_UP_TO = {"cpu": 0.2, "cuda": 0.06, "default": 0.2}
 """Largest b / min(height, width) at which the banded form is the faster one, by platform: measured by the workload `fda` of `segjax bench`
@@ -49,7 +49,6 @@ def amplitude_transfer(source: Array, target: Array, beta: float, *, variant: Va
     variant "corner": frequencies -b..b-1 (their torch function, used in training; b = 0 changes nothing). That window is not
     Hermitian; the real part that their code takes at the end equals weighting k by half of [k in window] + [-k in window].
     form "auto": the faster of "banded" and "fft" for this window on the platform that runs it. Both are equal to float tolerance.
-    "banded_x3" makes the banded form's products from three of TensorFloat-32 each (Ampere GPUs and later, nowhere else; float32 alone).
     Where the source's coefficient is zero its phase is zero, as numpy's angle has it; here also where it is float32 rounding noise.
     Gradients are finite everywhere. Raises ConfigError for unequal shapes, integer images, a wrong beta or a wrong name.
     """
@@ -87,8 +86,8 @@ def _check(source: Array, target: Array, variant: str, form: str) -> None:
         raise ConfigError(f"images are {source.dtype} and {target.dtype}, expected float: convert with .astype('float32') first")
     if variant not in ("centred", "corner"):
         raise ConfigError(f"variant={variant!r}: expected 'centred' or 'corner'")
-    if form not in ("auto", "fft", "banded", "banded_x3"):
-        raise ConfigError(f"form={form!r}: expected 'auto', 'fft', 'banded' or 'banded_x3'")
+    if form not in ("auto", "fft", "banded"):
+        raise ConfigError(f"form={form!r}: expected 'auto', 'fft' or 'banded'")
 
 
 def _columns(width: int, b: int) -> np.ndarray:
@@ -114,9 +113,7 @@ def _transfer(source: Array, target: Array, weight: Array, b: int, form: str) ->
     s, t = source.astype(dtype), target.astype(dtype)
     weight = weight.astype(dtype)
     fft, banded = partial(_fft, b=b), partial(_banded, b=b)
-    if form == "banded_x3":
-        out = partial(banded, precision=lax.DotAlgorithmPreset.TF32_TF32_F32_X3)(s, t, weight)
-    elif form == "auto":
+    if form == "auto":
         share = b / min(source.shape[1:3])
         choices = {name: banded if share <= limit else fft for name, limit in BANDED_UP_TO.items()}
         same = len(set(choices.values())) == 1
@@ -159,15 +156,14 @@ def _basis(frequencies: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angle), np.sin(angle)
 
 
-def _matmul(basis: np.ndarray, x: Array, precision: lax.PrecisionLike) -> Array:
+def _matmul(basis: np.ndarray, x: Array) -> Array:
     """basis [M,N] times each [N,P] of x [...,N,P]. A batched product: XLA's CPU compiler transposes x for an unbatched basis."""
     tiled = jnp.broadcast_to(jnp.asarray(basis, x.dtype), (*x.shape[:-2], *basis.shape))
-    return jnp.matmul(tiled, x, precision=precision)
+    return jnp.matmul(tiled, x, precision=lax.Precision.HIGHEST)
 
 
-def _banded(source: Array, target: Array, weight: Array, *, b: int, precision: lax.PrecisionLike = lax.Precision.HIGHEST) -> Array:
+def _banded(source: Array, target: Array, weight: Array, *, b: int) -> Array:
     batch, height, width, channels = source.shape
-    product = partial(_matmul, precision=precision)
     cos_h, sin_h = _basis(np.arange(b + 1), height)
     cos_w, sin_w = _basis(_columns(width, b), width)
     to_rows = np.concatenate([cos_h, -sin_h])
@@ -176,9 +172,9 @@ def _banded(source: Array, target: Array, weight: Array, *, b: int, precision: l
 
     def window(image: Array) -> tuple[Array, Array]:
         # rows first: the large operand is read in its own layout, and what is left is small enough to transpose
-        rows = product(to_rows, image.reshape(batch, height, width * channels)).reshape(batch, 2 * (b + 1), width, channels)
+        rows = _matmul(to_rows, image.reshape(batch, height, width * channels)).reshape(batch, 2 * (b + 1), width, channels)
         rows = rows.transpose(0, 2, 1, 3).reshape(batch, width, -1)
-        both = product(to_columns, rows).reshape(batch, 2, -1, 2, b + 1, channels)
+        both = _matmul(to_columns, rows).reshape(batch, 2, -1, 2, b + 1, channels)
         return both[:, 0, :, 0] - both[:, 1, :, 1], both[:, 0, :, 1] + both[:, 1, :, 0]
 
     real, imag = _change(*window(source), *window(target), pixels=height * width)
@@ -187,6 +183,6 @@ def _banded(source: Array, target: Array, weight: Array, *, b: int, precision: l
     scale = (weight * jnp.asarray(twice, weight.dtype)[:, None]).swapaxes(1, 2)[..., None]
     change = jnp.concatenate([real * scale, imag * scale], axis=1).reshape(batch, to_columns.shape[0], -1)
     turn = np.block([[cos_w.T, -sin_w.T], [sin_w.T, cos_w.T]])
-    rows = product(turn, change).reshape(batch, 2, width, b + 1, channels)
+    rows = _matmul(turn, change).reshape(batch, 2, width, b + 1, channels)
     rows = rows.transpose(0, 1, 3, 2, 4).reshape(batch, 2 * (b + 1), width * channels)
-    return source + product(to_rows.T, rows).reshape(source.shape)
+    return source + _matmul(to_rows.T, rows).reshape(source.shape)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from segjax.runtime import mesh as meshes
+from segjax.runtime.log import say
 from segjax.verbs import bench_peer, bench_profile, text_table
 from segjax.verbs.bench_runner import Chunk, Runner, input_sets
 from segjax.verbs.workloads import Workload, training
@@ -35,12 +36,15 @@ def row(
         meet = lambda: ending.enter_context(contextlib.closing(bench_peer.Peer(workload, sets, python)))
         wanted = bool(against and workload.peer)
         peer = meet() if wanted and quick else None
+        say(f"{name}: compiling")
         runner = Runner(workload, mesh, sets, again=not quick)
+        say(f"{name}: traced in {runner.times['trace_s']:.1f} s, compiled in {runner.times['compile_s']:.1f} s")
         gate = {} if peer else runner.gate()
         peer = peer or (meet() if wanted else None)
         try:
             if peer:
                 peer.meet(runner)
+                say(f"{name}: agrees with {against}, which is ready")
         except bench_peer.PeerEnded as error:
             peer, lost, gate = None, str(error), gate or runner.gate()
         count = runner.warm_up(4 if quick else 10)
