@@ -2,7 +2,8 @@
 
 `python refine_host.py FOLDER` reads images.npy uint8 [B,H,W,3], labels.npy uint8 [B,H,W], weights.safetensors (MobileSAM's names) and
 told.json, prints "ready", and answers every line on stdin with a pass over all images: JSON of [wall, processor] seconds by part and the
-number of prompts of each image. The first pass leaves points.npz and labels_refined.npy in FOLDER, for the other side to compare.
+number of prompts of each image. The first pass keeps overlaps and leaves points.npz and masks.npy (a mask a class, packed bits) in FOLDER,
+for the other side to compare.
 
 Network and predictor are the released ones: `pip install --no-deps mobilesam-mirror` (the repository ChaoningZhang/MobileSAM as a package).
 What stands around them follows yasserben/CLOUDS clouds/clouds.py and my_utils/mask_utils.py statement by statement: masks of every class as
@@ -50,11 +51,11 @@ def predictor(weights: pathlib.Path):
     stand_in("torchvision.transforms.functional", resize=resize, to_pil_image=Image.fromarray)
     from mobile_sam import SamPredictor, sam_model_registry
 
-    network = sam_model_registry["vit_t"](checkpoint=None).eval()
+    network = sam_model_registry["vit_t"](checkpoint=None).train()
     missing, unknown = network.load_state_dict(load_file(weights), strict=False)
     left = [key for key in missing if not key.endswith("num_batches_tracked") and "head" not in key.split(".")[1]]
     assert not unknown and not left, (unknown, left)
-    return SamPredictor(network)
+    return SamPredictor(network.eval())  # only now: TinyViT looks up its attention biases when it is told to evaluate
 
 
 def class_masks(label: torch.Tensor) -> tuple[list[int], torch.Tensor]:
@@ -91,11 +92,12 @@ def points_of(found: dict[int, np.ndarray], count: int) -> tuple[torch.Tensor, d
     return torch.stack(drawn) if drawn else torch.empty(0, count, 2), counts
 
 
-def best_masks(masks: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
-    """`select_best_masks` and `remove_intersecting_pixels`."""
+def best_masks(masks: torch.Tensor, iou: torch.Tensor, keep: bool) -> torch.Tensor:
+    """`select_best_masks` and, unless overlaps are kept, `remove_intersecting_pixels`."""
     _, index = iou.max(dim=1)
     masks = masks[torch.arange(masks.size(0)), index]
-    masks[:, masks.sum(dim=0) > 1] = 0
+    if not keep:
+        masks[:, masks.sum(dim=0) > 1] = 0
     return masks
 
 
@@ -125,7 +127,7 @@ class Clock:
 
 
 @torch.no_grad()
-def refine(sam, images: np.ndarray, labels: np.ndarray, clock: Clock, *, min_area: int, points: int) -> list[tuple]:
+def refine(sam, images: np.ndarray, labels: np.ndarray, clock: Clock, *, keep: bool, min_area: int, points: int) -> list[tuple]:
     """(class -> mask, points) of every image: the loop of CLOUDS.forward. As there, all images' points are drawn before SAM is asked."""
     size = labels.shape[1:]
     whole = [clock("components", class_masks, torch.from_numpy(label)) for label in labels]
@@ -146,7 +148,7 @@ def refine(sam, images: np.ndarray, labels: np.ndarray, clock: Clock, *, min_are
         clock("encode", encode, image)
         if len(coordinates):
             full, iou, _ = clock("decode", decode, coordinates)
-            answer = clock("combine", lambda full=full, iou=iou, counts=counts: by_class(best_masks(full, iou), counts))
+            answer = clock("combine", lambda full=full, iou=iou, counts=counts: by_class(best_masks(full, iou, keep), counts))
         else:
             answer = dict(zip(own.tolist(), masks, strict=True))
         answers.append((answer, coordinates.numpy()))
@@ -165,13 +167,12 @@ def main() -> None:
     print("ready", flush=True)
     for turn, _ in enumerate(sys.stdin):
         clock = Clock()
-        answers = refine(sam, images, labels, clock, **told)
+        answers = refine(sam, images, labels, clock, keep=turn == 0, **told)
         if turn == 0:
-            refined = np.full(labels.shape, 255, np.uint8)
-            for label, (answer, _) in zip(refined, answers, strict=True):
-                for k, mask in answer.items():
-                    label[mask.numpy() > 0] = k
-            np.save(folder / "labels_refined.npy", refined)
+            masks = [
+                [answer[k].numpy() > 0 if k in answer else np.zeros(labels.shape[1:], bool) for k in range(19)] for answer, _ in answers
+            ]
+            np.save(folder / "masks.npy", np.packbits(np.array(masks), axis=-1))
             np.savez(folder / "points.npz", **{str(n): points for n, (_, points) in enumerate(answers)})
         print(json.dumps({"spent": clock.spent, "prompts": [len(points) for _, points in answers]}), flush=True)
 
