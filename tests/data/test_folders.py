@@ -64,6 +64,8 @@ def test_include_exclude_resize_cache(folder):
     assert len(dataset) == 1 and dataset[0]["image"].shape == (6, 10, 3) and dataset[0]["label"].shape == (6, 10)
     assert dataset[0]["image"] is dataset[0]["image"] and not dataset[0]["image"].flags.writeable
     broken(folder, "keep none", include=("zzz",))
+    shorter = make(folder, resize=24)  # of 12x20, in image and label alike
+    assert shorter.image_size(0) == (24, 40) == shorter[0]["label"].shape == shorter[0]["image"].shape[:2]
 
 
 def test_unlabelled_never_opens_a_label(folder):
