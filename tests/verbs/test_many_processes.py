@@ -89,11 +89,11 @@ def runs(tmp_path_factory) -> Runs:
         'for pid in "${pids[@]}"; do wait "$pid" || code=$?; done\nexit "${code:-0}"\n'
     )
     (place / "srun").chmod(0o755)
-    env = environment(place / "cache", path=str(place), devices=2) | {"SEGJAX_HEARTBEAT": "10", "SEGJAX_JOIN_TIMEOUT": "60"}
+    env = environment(place / "cache", path=str(place), devices=2) | {"SEGJAX_JOIN_TIMEOUT": "120"}
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
     slurm |= {"JAX_COORDINATOR_PORT": str(free_port()), "SEGJAX": f"{sys.executable} -m segjax", "PATH": f"{place}:{os.environ['PATH']}"}
     script = str(conftest.CONFIGS.parent / "scripts" / "launch_slurm.sh")
-    done = subprocess.run(["bash", script, "run", *argv, f"--workdir={place / 'two'}"], env=env | slurm, timeout=240, check=False)
+    done = subprocess.run(["bash", script, "run", *argv, f"--workdir={place / 'two'}"], env=env | slurm, timeout=600, check=False)
     texts = [(place / f"out{index}").read_text() for index in range(2)]
     assert done.returncode == 0, "\n".join(texts)
     return Runs(argv, env, place / "one", place / "two", texts)
@@ -151,13 +151,13 @@ def test_one_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     until_step(runs, tmp_path, "fda", runs.two, 6)
     until_step(runs, tmp_path, "contrast", runs.one, 6)
     argv = ["run", *runs.argv, f"--workdir={tmp_path}"]
-    first, second = start_two(argv, runs.env | {"TEST_STUCK": "32"})  # the first element of step 9
-    deadline = time.monotonic() + 120
+    first, second = start_two(argv, runs.env | {"TEST_STUCK": "32", "SEGJAX_HEARTBEAT": "10"})  # 32: the first element of step 9
+    deadline = time.monotonic() + 600
     while not (tmp_path / "01-fda/checkpoints/8").exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    text = first.communicate(timeout=60)[0]
+    text = first.communicate(timeout=600)[0]
     assert first.returncode == 1 and time.monotonic() - killed < 10, text
     lines = [line for line in text.splitlines() if line.startswith("segjax: ")]
     assert len(lines) == 1 and lines[0].startswith("segjax: process 1 (") and "is lost" in lines[0] and "Traceback" not in text, text
@@ -165,7 +165,7 @@ def test_one_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     assert not (tmp_path / "01-fda/done.json").exists()
 
     again = start_two(argv, runs.env)
-    texts = [run.communicate(timeout=240)[0] for run in again]
+    texts = [run.communicate(timeout=600)[0] for run in again]
     assert [run.returncode for run in again] == [0, 0], "\n".join(texts)
     assert re.findall(r"resumed from step (\d+)", texts[0]) == ["8", "6"], texts[0]
     for name, value in weights(runs.two / "01-fda").items():
@@ -177,13 +177,15 @@ def test_one_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
 @pytest.mark.parametrize(
     ("second", "code", "said"),
     [
-        (("--config.stages.fda.optimizer.lr=0.5",), 2, "has config.stages.fda.optimizer.lr 0.5 and process 0 0.02: start all with"),
-        (("TEST_BROKEN=1",), 3, "a damaged disk"),
+        ("--config.stages.fda.optimizer.lr=0.5", 2, "has config.stages.fda.optimizer.lr 0.5 and process 0 0.02: start all with"),
+        ("--on-change=continue", 2, "has the argument --on-change=continue given and process 0 absent"),
+        ("TEST_BROKEN=1", 3, "a damaged disk"),
     ],
 )
 def test_one_that_is_unlike_or_fails_ends_both(runs, tmp_path, second, code, said):
-    both = start_two(["run", *runs.argv, f"--workdir={tmp_path}"], runs.env, second=second)
-    texts = [run.communicate(timeout=60)[0] for run in both]
+    mpi = second.startswith("--on-change")
+    both = start_two(["run", *runs.argv, f"--workdir={tmp_path}"], runs.env, second=(second,), mpi=mpi)
+    texts = [run.communicate(timeout=600)[0] for run in both]
     assert [run.returncode for run in both] == [code, code], texts
     for text in texts:
         lines = [line for line in text.splitlines() if line.startswith("segjax: ")]
