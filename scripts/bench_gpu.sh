@@ -27,6 +27,7 @@ cases=$(if [ -n "${CASES:-}" ]; then cat "$CASES"; else cat <<'LINES'
 120 enet_train batch=8 height=512 width=1024 --against=torch --profile
 90 sam_encoder batch=4 --against=torch
 70 clip_encoder batch=64 --against=torch
+70 clip_resnet batch=64 --against=torch
 120 unet batch=8 --against=torch
 60 contrastive pixels=32768 dims=256 precision=highest block=1024 --against=torch
 40 contrastive pixels=32768 dims=256 precision=high block=256

@@ -82,6 +82,7 @@ def test_a_profile_tells_directions_and_kinds():
 
 FORWARD = {
     "clip_encoder": ({"image_size": 32, "width": 32, "layers": 2, "heads": 2}, "clip_vision_hf", ()),
+    "clip_resnet": ({"image_size": 64, "width": 8, "layers": (1, 2, 1), "heads": 2, "embed_dim": 16}, "clip_openai_vision", ()),
     "mit_block": ({"image": 32, "stage": 2, "width": 32}, "mit_nvlabs", ("block2",)),
     "sam_encoder": (
         {"image_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 32, "period": 2, "window": 3},
