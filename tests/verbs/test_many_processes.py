@@ -36,7 +36,7 @@ CONFIG = """
 
     def troubled(self, orders, position, *arguments):
         if position >= int(os.environ.get("TEST_STUCK", 1000)):
-            time.sleep(100)
+            time.sleep(600)
         if os.environ.get("TEST_BROKEN"):
             raise DataError("a damaged disk")
         return fill(self, orders, position, *arguments)
