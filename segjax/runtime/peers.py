@@ -49,23 +49,25 @@ class Peers:
     def exchange(self, value: Any) -> list[Any]:
         """What every process gives, by its number; each waits for all. value: anything JSON holds. From one thread, in one order."""
         if self.index:
-            self._links[0].send("value", value=value)
+            with contextlib.suppress(OSError):  # the watch tells who is lost
+                self._links[0].send("value", value=value)
         else:
             self._collect(0, value)
         while True:
+            gone = [who for who, code in self._left.items() if code in _QUIET]  # before the look: an answer comes before that news
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=0.2)
-            if gone := [who for who, code in self._left.items() if code in _QUIET]:
+            if gone:
                 raise SegjaxError(f"{links.numbers(gone)} ended while process {self.index} still works: they do not see the same files")
 
     def leave(self, code: int, text: str) -> None:
         """Says that this process ends with `code`. After an error it ends here, or jax would wait for the others."""
         with self._state:
-            if self._ending:
-                time.sleep(60)  # the watch is about to end this process
-            self._ending = code not in _QUIET
+            ended, self._ending = self._ending, self._ending or code not in _QUIET
+        if ended:
+            time.sleep(60)  # the watch is about to end this process
         self._tell("left", who=self.index, code=code, text=text)
-        if self._ending:
+        if code not in _QUIET:
             self._exit(code, linger=GRACE_SECONDS + 1)
 
     def failed(self, error: Exception) -> None:
@@ -122,7 +124,10 @@ class Peers:
             self._answers.put(whole)
 
     def _lost(self, who: int, why: str) -> None:
-        self._known = True
+        with self._state:
+            later, self._known = self._known, True
+        if later:
+            return  # it followed the first one
         if self.index == 0:
             self._tell("lost", who=who, why=why)
         name = "this process" if who == self.index else self.name(who)
