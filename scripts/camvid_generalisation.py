@@ -61,7 +61,7 @@ def pack(root: pathlib.Path, out: pathlib.Path) -> None:
     print(f"{len(found) // 2} images -> {out}, {out.stat().st_size / 1e6:.1f} MB")
 
 
-def load(file: pathlib.Path, limit: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def load(file: pathlib.Path, limit: int, shrink: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> (images uint8 [N,H,W,3], labels uint8 [N,H,W], 255 = void)."""
     packed = np.load(file)
     names = {
@@ -70,7 +70,10 @@ def load(file: pathlib.Path, limit: int) -> dict[str, tuple[np.ndarray, np.ndarr
 
     def read(which: str, kind: str, name: str) -> np.ndarray:
         image = Image.open(io.BytesIO(packed[f"{which}/{kind}/{name}"].tobytes()))
-        return np.asarray(image.convert("RGB") if kind == "image" else image)
+        size = image.width // shrink, image.height // shrink
+        if kind == "image":
+            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+        return np.asarray(image.resize(size, Image.Resampling.NEAREST))
 
     found = {}
     for which, own in names.items():
@@ -94,16 +97,16 @@ def stylized(images: np.ndarray, batch: int = 16) -> np.ndarray:
     return np.concatenate(found)
 
 
-def crops(key, count: int, images, labels=None):
+def crops(key, crop: tuple[int, int], count: int, images, labels=None):
     """`count` random crops with random flips, on the device."""
     which, where, turn = jax.random.split(key, 3)
     index = jax.random.randint(which, (count,), 0, images.shape[0])
-    room = jnp.asarray([images.shape[1] - CROP[0] + 1, images.shape[2] - CROP[1] + 1])
+    room = jnp.asarray([images.shape[1] - crop[0] + 1, images.shape[2] - crop[1] + 1])
     corner = (jax.random.uniform(where, (count, 2)) * room).astype(int)
     flip = jax.random.bernoulli(turn, 0.5, (count,))
 
     def one(i, corner, flip):
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(jax.lax.dynamic_slice_in_dim(x[i], corner[0], CROP[0]), corner[1], CROP[1], axis=1)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(jax.lax.dynamic_slice_in_dim(x[i], corner[0], crop[0]), corner[1], crop[1], axis=1)
         return [jnp.where(flip, cut(x)[:, ::-1], cut(x)) for x in (images, labels) if x is not None]
 
     return jax.vmap(one)(index, corner, flip)
@@ -130,14 +133,14 @@ def methods(steps: int, joint_steps: int) -> tuple[dict, dict]:
 class Trainer:
     """A method's compiled pieces, used for every seed."""
 
-    def __init__(self, name: str, method, steps: int, batch: int, dispatch: int, sets: dict):
+    def __init__(self, name: str, method, steps: int, batch: int, dispatch: int, crop: tuple[int, int], sets: dict):
         self.steps, self.dispatches = steps, steps // dispatch
 
         def draw(key, day, unlabelled):
             source, target = jax.random.split(key)
-            image, label = crops(source, batch, *day)
+            image, label = crops(source, crop, batch, *day)
             found = {"source_image": image, "source_label": label}
-            return found | ({"target_image": crops(target, batch // 2, unlabelled)[0]} if name == "joint" else {})
+            return found | ({"target_image": crops(target, crop, batch // 2, unlabelled)[0]} if name == "joint" else {})
 
         def chunk(state, key, day, unlabelled):
             def step(state, _):
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--joint-steps", type=int, default=300, help="of more and joint")
     parser.add_argument("--batch", type=int, default=8, help="labelled crops a step, and half as many stylized ones")
     parser.add_argument("--dispatch", type=int, default=25, help="steps a call of the device")
+    parser.add_argument("--shrink", type=int, default=1, help="divisor of images, labels and crops (CPU)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=["enet", "mask", "more", "joint"])
     parser.add_argument("--limit", type=int, default=0, help="images of each set, to try the script")
@@ -203,7 +207,7 @@ def main() -> None:
         return pack(args.data, args.pack)
     begun = time.monotonic()
     say = lambda text: print(f"[{time.monotonic() - begun:5.1f} s] {text}", flush=True)
-    sets = load(args.data, args.limit)
+    sets, crop = load(args.data, args.limit, args.shrink), (CROP[0] // args.shrink, CROP[1] // args.shrink)
     on_device = {"day": tuple(map(jnp.asarray, sets["day"])), "stylized": jnp.asarray(stylized(sets["day"][0]))}
     say(f"{', '.join(f'{len(images)} {name}' for name, (images, _) in sets.items())} on {jax.devices()[0].device_kind}")
     plan, nets = methods(args.steps, args.joint_steps)
@@ -214,7 +218,7 @@ def main() -> None:
     size, batch = sets["day"][0].shape[1:3], min(16, len(sets["dusk"][0]))
     with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles outside of Python's lock
         trainers = {
-            name: pool.submit(Trainer, name, plan[name][1], plan[name][2], args.batch, args.dispatch, on_device) for name in args.only
+            name: pool.submit(Trainer, name, plan[name][1], plan[name][2], args.batch, args.dispatch, crop, on_device) for name in args.only
         }
         scorers = {name: pool.submit(scorer, net, dict(shapes[name]), size, batch) for name, net in nets.items()}
         trainers, scorers = ({name: found.result() for name, found in all_.items()} for all_ in (trainers, scorers))
@@ -227,7 +231,7 @@ def main() -> None:
             for name, trainer in trainers.items():
                 variables, metrics, seconds = trainer.run(seed, mask if name in ("more", "joint") else None)
                 mask = variables if name == "mask" else mask
-                row = {"name": name, "seed": seed, "steps": trainer.steps, "batch": args.batch, "train_s": seconds}
+                row = {"name": name, "seed": seed, "steps": trainer.steps, "batch": args.batch, "size": list(size), "train_s": seconds}
                 for which in ("dusk", "val"):
                     each = iou(scorers["enet" if name == "enet" else "mask"](variables, *sets[which]))
                     row |= {which: round(float(np.nanmean(each)), 4), f"{which}_classes": [round(float(x), 4) for x in each]}
