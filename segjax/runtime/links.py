@@ -131,9 +131,8 @@ def reach(addresses: list[tuple[str, int]], index: int, count: int, seconds: flo
                 link.send("hello", index=index, count=count, host=socket.gethostname(), pid=os.getpid())
                 answer = link.receive()
             except ValueError:
-                raise ConfigError(
-                    f"something that is no process of this run answers at {where}: name a free port in --coordinator"
-                ) from None
+                why = "what answers there is no process of this run: is the port free?"
+                continue
             except OSError as error:
                 why = error.strerror or str(error)
                 continue

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from segjax.errors import ConfigError, SegjaxError
+from segjax.errors import ConfigError
 from segjax.runtime import links, peers
 from segjax.runtime.cluster import Cluster
 
@@ -122,5 +122,5 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = 0.0
     if not 1 <= value < 1e6:
-        raise SegjaxError(f"{name}={text}: expected a number of seconds, 1 or more")
+        raise ConfigError(f"{name}={text}: expected a number of seconds, 1 or more")
     return value

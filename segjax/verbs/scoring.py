@@ -142,7 +142,7 @@ class Scorer:
             static = dict(how=trial.how, canvas=batch["canvas"], fitted=fitted, classes=to.num_classes)
             counts, prediction = self._step(state, arrays, table, **static)
             confusion += np.asarray(counts, np.int64)
-            if samples is not None and jax.process_count() == 1:
+            if samples is not None:
                 _keep(samples, batch, prediction, chosen, to, padded=trial.size is None and not batch["exact"])
         return score(trial, confusion)
 
@@ -171,7 +171,8 @@ def _keep(
     rows = [row for row, index in enumerate(batch["index"]) if index in chosen]
     if not rows:
         return
-    predicted = np.asarray(prediction)
+    shards = sorted(prediction.addressable_shards, key=lambda shard: shard.index[0].start or 0)  # this process's rows, as in `batch`
+    predicted = np.concatenate([np.asarray(shard.data) for shard in shards])
     for row in rows:
         height, width = batch["size"][row]
         image = batch["image"][row, :height, :width] if padded else batch["image"][row]

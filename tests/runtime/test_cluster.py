@@ -129,6 +129,22 @@ def test_a_stranger_at_the_door_is_no_process():
     assert sorted(found[0][0]) == [1]
 
 
+def test_what_answers_in_place_of_process_0_is_told():
+    with links.listen(0) as door:
+        port = door.getsockname()[1]
+
+        def serve():
+            connection, _ = door.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(SegjaxError, match="what answers there is no process of this run"):
+            links.reach([("localhost", port)], 1, 2, 0.0)
+        thread.join()
+
+
 def test_a_run_of_one_agrees_with_itself():
     assert peers.current() is None and peers.exchange(3) == [3]
     peers.agree({"jax": "1"})

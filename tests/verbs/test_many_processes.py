@@ -134,6 +134,8 @@ def test_two_processes_do_what_one_does(runs):
         assert told["processes"] == 2 and len(told["devices"]) == 4
         scores = [json.loads((place / stage / "eval/dusk-val.json").read_text())["confusion"] for place in (runs.one, runs.two)]
         assert np.sum(scores[0]) == np.sum(scores[1]) and np.abs(np.subtract(*scores)).sum() < 0.01 * np.sum(scores[0])
+        drawn = [sorted(path.name for path in (place / stage / "eval").rglob("*.prediction.png")) for place in (runs.one, runs.two)]
+        assert drawn[0] == drawn[1] != []
     assert "| contrast" in runs.texts[0] and "step 10/10" in runs.texts[0] and "step" not in runs.texts[1].replace("steps", "")
 
 
