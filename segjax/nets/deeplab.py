@@ -65,7 +65,7 @@ class DeepLabV2(nn.Module):
     """DeepLabV2 over RGB images [B,H,W,3] in [0,1]. Returns {"logits": float32 [B,h,w,K]} at stride 8 (512x1024 -> 65x129 on ResNet).
 
     With `multi_level` also "aux_logits" from layer3. `backbone` is "resnet50", "resnet101" or "vgg16"; `width` scales it (tests).
-    `style` and `unroll` are the ResNet's: "v1c" with normalization="imagenet" and branches=2 is the DeepLabV2 of DAFormer's comparisons.
+    `style`, `unroll` and `remat` are the ResNet's: "v1c" with normalization="imagenet" and branches=2 is the DeepLabV2 of DAFormer's comparisons.
     """
 
     num_classes: int
@@ -78,6 +78,7 @@ class DeepLabV2(nn.Module):
     vgg_widths: Sequence[int] = (64, 128, 256, 512, 512)
     vgg_fc: int = 1024
     unroll: int = 1
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
     align_corners: bool = True
 
@@ -89,7 +90,7 @@ class DeepLabV2(nn.Module):
         elif self.backbone in ("resnet50", "resnet101"):
             depth = int(self.backbone[len("resnet") :])
             init = nn.initializers.normal(0.01)  # the family's initial values, replaced by pretrained weights in every paper
-            settings = {"style": self.style, "kernel_init": init, "unroll": self.unroll, "dtype": self.dtype}
+            settings = {"style": self.style, "kernel_init": init, "unroll": self.unroll, "remat": self.remat, "dtype": self.dtype}
             features = ResNet(depth, self.width, **settings, name="backbone")(x, train)
         else:
             raise ConfigError(f"model.backbone={self.backbone!r}: expected resnet50, resnet101 or vgg16")

@@ -179,7 +179,7 @@ class Mask2Former(nn.Module):
     def described(self) -> dict[str, Any]:
         """The flat settings with which `mask2former` builds this network."""
         kind = next((kind for kind, (module, _) in BACKBONES.items() if type(self.backbone) is module), "")
-        own = {f"backbone_{name}": getattr(self.backbone, name) for name in _fields(self.backbone, "unroll", "dtype")}
+        own = {f"backbone_{name}": getattr(self.backbone, name) for name in _fields(self.backbone, "unroll", "remat", "dtype")}
         return {"backbone": kind, **own}
 
 

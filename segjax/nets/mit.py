@@ -104,6 +104,7 @@ class MiTSettings(nn.Module, kw_only=True):
     block_epsilon: float = 1e-6
     patch_epsilon: float = 1e-5
     unroll: int = 1
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def encoder(self, name: str = "backbone") -> "MixTransformer":
@@ -144,7 +145,7 @@ class MixTransformer(MiTSettings):
             x = PatchEmbed(dim, patch, stride, self.patch_epsilon, self.dtype, name=f"patch_embed{n}")(x)
             if min(x.shape[1:3]) < ratio:
                 raise ConfigError(f"image too small for a MiT: stage {n} has {x.shape[1]}x{x.shape[2]} pixels, reduced {ratio} times")
-            blocks = scanned(Block, depth, in_axes=(0, nn.broadcast), unroll=self.unroll)
+            blocks = scanned(Block, depth, in_axes=(0, nn.broadcast), unroll=self.unroll, remat=self.remat, static=(3,))
             settings = (heads, ratio, int(dim * mlp_ratio), self.block_epsilon, self.patch_epsilon, self.dtype)
             x, _ = blocks(*settings, name=f"block{n}")(x, jnp.asarray(rates[:depth]), train)
             rates = rates[depth:]

@@ -50,7 +50,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Backbone over normalised images [B,H,W,3]: the list of the outputs of layer1..layer4 (strides 4, 8, 8, 8 by default).
 
-    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis).
+    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis). remat: of those others, only what enters a block
+    is kept for the gradient, all else is computed again.
     """
 
     depth: int | Sequence[int] = 101
@@ -60,6 +61,7 @@ class ResNet(nn.Module):
     style: str = "caffe"
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     unroll: int = 1
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -76,9 +78,9 @@ class ResNet(nn.Module):
             first = dilation if caffe else (previous if stride == 1 else 1)
             x, _ = Bottleneck(width, stride, first, project=True, name=f"layer{n + 1}_0", **shared)(x, train)
             if blocks > 1:
-                x, _ = scanned(Bottleneck, blocks - 1, unroll=self.unroll)(width, 1, dilation, name=f"layer{n + 1}_rest", **shared)(
-                    x, train
-                )
+                x, _ = scanned(Bottleneck, blocks - 1, unroll=self.unroll, remat=self.remat, static=(2,))(
+                    width, 1, dilation, name=f"layer{n + 1}_rest", **shared
+                )(x, train)
             outputs.append(x)
             previous = dilation
         return outputs

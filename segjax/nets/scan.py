@@ -5,15 +5,15 @@ from typing import Any
 import flax.linen as nn
 
 
-def scanned(block: Any, length: int, *, in_axes: Any = nn.broadcast, unroll: int = 1, remat: bool = False) -> Any:
+def scanned(block: Any, length: int, *, in_axes: Any = nn.broadcast, unroll: int = 1, remat: bool = False, static: Any = ()) -> Any:
     """A Linen class whose call (carry, *inputs) -> (carry, output) runs `length` copies of `block` one after the other.
 
     Parameters, BatchNorm statistics and sown intermediates get a leading axis of that length; every copy draws its own dropout.
     in_axes: the axis along which each input is dealt out to the copies, or `nn.broadcast` (default, for all) to give it whole to each.
-    unroll: copies to a turn of the loop. remat: compute activations again for the gradient (`rematerialised`).
+    unroll: copies to a turn of the loop. remat, static: compute activations again for the gradient (`rematerialised`).
     """
     return nn.scan(
-        rematerialised(block, remat),
+        rematerialised(block, remat, static),
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
@@ -22,6 +22,9 @@ def scanned(block: Any, length: int, *, in_axes: Any = nn.broadcast, unroll: int
     )
 
 
-def rematerialised(block: Any, remat: bool) -> Any:
-    """The block, or the same block whose activations are computed again for the gradient."""
-    return nn.remat(block, prevent_cse=False) if remat else block
+def rematerialised(block: Any, remat: bool, static: Any = ()) -> Any:
+    """The block, or the same block whose activations are computed again for the gradient.
+
+    static: places of inputs that are Python values, `self` being 0.
+    """
+    return nn.remat(block, prevent_cse=False, static_argnums=static) if remat else block

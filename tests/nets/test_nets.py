@@ -1,5 +1,7 @@
 """What every network inherits: parameter counts of the papers, shapes, dtype, jit, gradients, any size, scanned blocks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from segjax.errors import ConfigError
 from segjax.nets.deeplab import DeepLabV2
 from segjax.nets.enet import ENet
+from segjax.nets.mit import MixTransformer
+from segjax.nets.resnet import ResNet
 
 COUNTS = [
     (ENet(19), 351_660),
@@ -115,3 +119,29 @@ def test_scanned_stages_hold_stacked_parameters():
     assert variables["params"]["stage2_3"]["block1"]["ext_conv2"]["conv"]["kernel"].shape == (2, 3, 3, 32, 32)
     variables, _ = spec(DeepLabV2(19), 64, 96)
     assert variables["params"]["backbone"]["layer3_rest"]["conv2"]["kernel"].shape == (22, 3, 3, 256, 256)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        ResNet((3,), 4, strides=(1,), dilations=(1,)),
+        MixTransformer(dims=(8,), depths=(3,), num_heads=(1,), mlp_ratios=(2,), sr_ratios=(2,), patch_sizes=(7,), strides=(4,)),
+    ],
+    ids=["resnet", "mit"],
+)
+def test_rematerialised_blocks_give_the_same_gradient_from_less_memory(net):
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 48, 3)), jnp.float32)
+    variables = jax.jit(net.init)(jax.random.key(0), image)
+
+    def compiled(net):
+        def loss(params):
+            apply = functools.partial(net.apply, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+            maps, _ = apply({**variables, "params": params}, image, train=True)
+            return sum(jnp.sum(jnp.sin(x)) for x in maps)
+
+        return jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
+
+    plain, remat = compiled(net), compiled(net.clone(remat=True))
+    for a, b in zip(*(jax.tree.leaves(call(variables["params"])) for call in (plain, remat)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * float(jnp.abs(b).max()) + 1e-5)
+    assert remat.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes

@@ -7,12 +7,22 @@ from segjax.verbs.workloads import Workload, training
 from segjax.weights.resnet import DEEPLABV2_RESNET
 
 
-def make(*, devices: int, batch: int = 0, height: int = 0, width: int = 0, classes: int = 19, dtype: str = "", unroll: int = 1) -> Workload:
+def make(
+    *,
+    devices: int,
+    batch: int = 0,
+    height: int = 0,
+    width: int = 0,
+    classes: int = 19,
+    dtype: str = "",
+    unroll: int = 1,
+    remat: bool = False,
+) -> Workload:
     """Defaults: one image of 128x256 a device in float32 on a CPU, 8 of 512x1024 in bfloat16 on an accelerator. unroll: blocks to a turn
-    of the scan."""
+    of the scan; remat: a block's activations are computed again for the gradient."""
     dtype = dtype or training.accelerated("float32", "bfloat16")
     return training.supervised(
-        DeepLabV2(classes, dtype=jnp.dtype(dtype), unroll=unroll),
+        DeepLabV2(classes, dtype=jnp.dtype(dtype), unroll=unroll, remat=remat),
         DEEPLABV2_RESNET,
         {"name": "sgd", "lr": 2.5e-4, "momentum": 0.9, "weight_decay": 5e-4},
         devices=devices,
