@@ -65,7 +65,8 @@ class DeepLabV2(nn.Module):
     """DeepLabV2 over RGB images [B,H,W,3] in [0,1]. Returns {"logits": float32 [B,h,w,K]} at stride 8 (512x1024 -> 65x129 on ResNet).
 
     With `multi_level` also "aux_logits" from layer3. `backbone` is "resnet50", "resnet101" or "vgg16"; `width` scales it (tests).
-    `style`, `unroll` and `remat` are the ResNet's: "v1c" with normalization="imagenet" and branches=2 is the DeepLabV2 of DAFormer's comparisons.
+    `style`, `unroll` and `remat` are the ResNet's: "v1c" with normalization="imagenet" and branches=2 is the DeepLabV2 of DAFormer's
+    comparisons.
     """
 
     num_classes: int

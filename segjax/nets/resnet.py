@@ -50,8 +50,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Backbone over normalised images [B,H,W,3]: the list of the outputs of layer1..layer4 (strides 4, 8, 8, 8 by default).
 
-    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis). remat: of those others, only what enters a block
-    is kept for the gradient, all else is computed again.
+    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis). remat: of those others only what enters a
+    block is kept for the gradient, all else is computed again.
     """
 
     depth: int | Sequence[int] = 101
