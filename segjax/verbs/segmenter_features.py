@@ -52,11 +52,10 @@ def run(args: argparse.Namespace, network: networks.Network) -> int:
     settings = json.loads(json.dumps({**settings, "layout": args.layout}))
     with workdir.claim(place):
         old = folder.read_json(place / folder.CONFIG)
-        if old is not None and old != settings:
-            changed = ", ".join(
-                f"{key} {old.get(key)} -> {settings.get(key)}" for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)
+        if old is not None and (found := folder.difference(old, settings)):
+            raise ConfigError(
+                f"{place} holds features made with other settings ({'; '.join(found)}): choose another --output, or delete it"
             )
-            raise ConfigError(f"{place} holds features made with other settings ({changed}): choose another --output, or delete it")
         if old is not None and (place / features.SUMMARY).is_file():
             print(f"{place}: finished before with the same settings and inputs, nothing to do")
             return 0

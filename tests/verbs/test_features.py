@@ -102,7 +102,7 @@ def test_goes_on_and_refuses(goldens, photographs, kept, capsys):
     again = np.load(kept / "features" / "b.npy")
     assert again.shape[0] == 2 and len(before) == (kept / "features" / "b.npy").stat().st_size
     assert json.loads((kept / features.SUMMARY).read_text()) == summary
-    assert embed(goldens, photographs, kept) == 2 and "made with other settings (flips True -> False)" in capsys.readouterr().err
+    assert embed(goldens, photographs, kept) == 2 and "made with other settings (flips: True -> False)" in capsys.readouterr().err
     (kept / "features" / "b.npy").unlink()
     with pytest.raises(DataError, match="1 of 2 images .* have none"):
         features.WithFeatures(folders.FolderDataset(photographs / "images"), kept)
