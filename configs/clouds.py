@@ -11,7 +11,8 @@
     scored=label (default) | resized          resized: as released, labels of BDD100K, Mapillary and ACDC at the size of the prediction
 
 `:quickstart` on the embedded scenes and `:camvid[,sam=mobile]` on photographs draw a small network and train all of it on two CPU cores.
-Unlabelled images at dusk take the place of generated ones there: those come from a diffusion model.
+Generated images come from a diffusion model; in their place the quickstart reads unlabelled scenes at dusk, and CamVid its day images in
+another look (`stylized`, what `segjax stylize` leaves): dusk is scored there and never seen.
 
 `weights` is the backbone (`segjax convert --input=FILE --layout=clip_openai_vision --prefix=backbone`), `segmenter` SAM's file, `llm` a
 Llama and `sd` a Stable Diffusion 2 directory; `data` as in docs/data.md. Batch 8: six source and two generated images, the share of 5,000
@@ -172,16 +173,17 @@ def _quickstart(sam: str) -> Any:
 
 
 def _camvid(sam: str) -> Any:
-    """Day (0006R0, 0016E5) with labels, dusk (0001TP) without, 11 classes."""
+    """Day (0006R0, 0016E5) with labels and, stylized, without; dusk (0001TP) is scored alone. 11 classes."""
     config = base.run("clouds_camvid", steps=1000, batch_size=4)
-    config.data = "data/camvid"
+    config.data, config.stylized = "data/camvid", "stylized/camvid"
     camvid = {"make": base.FOLDERS, "label_space": "camvid11"}
     train, val = ({**camvid, "file_list": base.under_data(config, f"{part}.txt")} for part in ("train", "val"))
-    dusk = {**train, "include": ("0001TP",), "cache": True}
-    data = {"source": {**train, "include": ("0006R0", "0016E5"), "cache": True}, "crop": (256, 384), "scale": (0.75, 1.5)}
+    dusk, day = ({**train, "include": names, "cache": True} for names in (("0001TP",), ("0006R0", "0016E5")))
+    drawn = {**camvid, "images": config.get_oneway_ref("stylized"), "include": day["include"], "cache": True, "labelled": False}
+    data = {"source": day, "crop": (256, 384), "scale": (0.75, 1.5)}
     size = {"size": (360, 480), "upsample": "prediction"}
     scored = {"dusk": {**dusk, "split": "train", **size}, "day": {**val, "split": "val", **size}}
-    return _small(config, 11, data, {**dusk, "labelled": False}, scored, sam, points=3136)
+    return _small(config, 11, data, drawn, scored, sam, points=3136)
 
 
 def _small(config: Any, classes: int, data: dict, unlabelled: dict, scored: dict, sam: str, points: int) -> Any:
