@@ -15,6 +15,7 @@ fi
 copy="${TMPDIR:-/tmp}/segjax-$NAME.tar.gz"  # what is committed, without environments and runs
 run git archive --format=tar.gz "--output=$copy" HEAD
 run gcloud compute tpus tpu-vm scp "$copy" "$NAME:segjax.tar.gz" "${where[@]}" --worker=all
-on_all "sudo mkdir -p /mnt/segjax && (mountpoint -q /mnt/segjax || sudo mount -t nfs $NFS /mnt/segjax)"
+on_all "sudo mkdir -p /mnt/segjax && (mountpoint -q /mnt/segjax || (sudo apt-get install -yq nfs-common && sudo mount -t nfs $NFS /mnt/segjax))"
 on_all "mkdir -p segjax && tar -xzf segjax.tar.gz -C segjax"
-on_all "cd segjax && bash scripts/pod.sh $(joined "$@")"
+on_all 'python3 -m pip install --quiet --user uv && ~/.local/bin/uv python install --quiet 3.12'  # the hosts' own Python is older
+on_all "cd segjax && PYTHON=\$(~/.local/bin/uv python find 3.12) bash scripts/pod.sh $(joined "$@")"
