@@ -118,10 +118,11 @@ def of_method(method: Method, frozen: Any, shapes: Mapping[str, Any], *, classes
 
 
 def initial(method: Method, shapes: Mapping[str, Any]) -> Any:
-    """A fresh state, no two leaves of which share a buffer: it is donated."""
-    batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-    state = jax.jit(method.init, compiler_options=unoptimised())(jax.random.key(0), batch)
-    return jax.tree.map(jnp.copy, state)
+    """A fresh state, no two leaves of which share a buffer: it is donated. Made by the CPU, which need not optimise what runs once."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+        state = jax.jit(method.init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0), batch)
+        return jax.tree.map(jnp.copy, state)
 
 
 def unoptimised() -> dict[str, Any] | None:
