@@ -131,11 +131,8 @@ def make(
         return learned.replace(ema_params=teacher, ema_batch_stats=seen), found | metrics
 
     def refine(key: Key, frozen: Frozen, batch: Batch, label: Array) -> Any:
-        variables, kept = _weights(frozen, segmenter), batch.get("target_sam_features")
-        grid = segmenter.image_size // segmenter.patch
-        if kept is not None and kept.shape[:3] != (label.shape[0], grid, grid):
-            expected = f"[{label.shape[0]}, {grid}, {grid}, channels] of {type(segmenter).__name__}"
-            raise ConfigError(f"target_sam_features {list(kept.shape)}: expected {expected}: are they another segmenter's?")
+        kept = kept_features(batch, segmenter)
+        variables = segmenter_weights(frozen, segmenter)
         return label_refiner.refine_labels(segmenter, variables, key, batch["target_image"], label, features=kept, **prompts)
 
     return Method(init, step, predictor(model))
@@ -151,17 +148,24 @@ def _module_shapes(segmenter: Any) -> Any:
     return jax.eval_shape(segmenter.init, jax.random.key(0), *segmenter.example())
 
 
-def _weights(frozen: Frozen, segmenter: Any) -> Any:
+def kept_features(batch: Batch, segmenter: Any) -> Array | None:
+    """The segmenter's features of the generated images, where the batch brings them. ConfigError: of another grid."""
+    kept, rows = batch.get("target_sam_features"), batch["target_image"].shape[0]
+    grid = segmenter.image_size // segmenter.patch
+    if kept is not None and kept.shape[:3] != (rows, grid, grid):
+        expected = f"[{rows}, {grid}, {grid}, channels] of {type(segmenter).__name__}"
+        raise ConfigError(f"target_sam_features {list(kept.shape)}: expected {expected}: are they another segmenter's?")
+    return kept
+
+
+def segmenter_weights(frozen: Frozen, segmenter: Any) -> Any:
     """The segmenter's variables. ConfigError: none, or another network's."""
     if not isinstance(frozen, dict) or "segmenter" not in frozen:
         raise ConfigError('method.segmenter reads weights: set the stage\'s frozen={"segmenter": FILE} (mobile_sam.pt), or segmenter=None')
     found = frozen["segmenter"]
     shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    wanted = shapes(_module_shapes(segmenter))
-    if odd := sorted(name for name, shape in shapes(found).items() ^ wanted.items()):
-        has, wants = shapes(found).get(odd[0][0], "nothing"), wanted.get(odd[0][0], "nothing")
-        raise ConfigError(
-            f'frozen["segmenter"]: {odd[0][0]} is {has}, method.segmenter ({type(segmenter).__name__}) has {wants} '
-            f"({len({name for name, _ in odd})} differ): the file is another network's"
-        )
+    has, wants = shapes(found), shapes(_module_shapes(segmenter))
+    if odd := sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name)):
+        told = f"{odd[0]} is {has.get(odd[0], 'absent')}, method.segmenter ({type(segmenter).__name__}) has {wants.get(odd[0], 'nothing')}"
+        raise ConfigError(f'frozen["segmenter"]: {told} ({len(odd)} differ): the file is another network\'s')
     return found

@@ -18,15 +18,15 @@ _PROBE = (1, 64, 64, 3)  # of an image: parameters do not depend on it
 
 
 def initial(model: Any, key: Key) -> Any:
-    """Fresh variables. ConfigError: another kind of network."""
-    if not all(hasattr(model, name) for name in ("features", "predictions", "answer", "frozen")):
-        name = type(model).__name__
-        raise ConfigError(f"the method learns masks, and model.make is a {name}: expected segjax.nets.mask2former:mask2former")
+    """Fresh variables."""
     return model.init(key, jnp.zeros(_PROBE), train=False)
 
 
 def fixed(model: Any) -> tuple[str, ...]:
-    """The parts of the network that never learn."""
+    """The parts of the network that never learn. ConfigError: another kind of network."""
+    if not all(hasattr(model, name) for name in ("features", "predictions", "answer", "frozen")):
+        name = type(model).__name__
+        raise ConfigError(f"the method learns masks, and model.make is a {name}: expected segjax.nets.mask2former:mask2former")
     return (BACKBONE,) if model.frozen else ()
 
 

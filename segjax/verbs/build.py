@@ -182,13 +182,16 @@ def overrides(pairs: Iterable[Any], where: str) -> tuple[tuple[str, PartitionSpe
 
 def check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:
     """ConfigError when the batch cannot be dealt out evenly to the devices of the mesh."""
-    batch, devices = stage.spec["batch_size"], mesh.size
-    if batch % devices:
-        fit = max(count for count in range(1, devices + 1) if batch % count == 0)
-        raise ConfigError(
-            f"config.stages.{stage.name}.batch_size={batch} is not divisible by the {devices} devices of the mesh: "
-            f"use batch_size={-(-batch // devices) * devices}, or {fit} of the devices with mesh.data={fit}"
-        )
+    devices, sizes = mesh.size, {"batch_size": stage.spec["batch_size"]}
+    if (targets := stage.spec["data"].get("target_batch_size")) and stage.spec["data"].get("target"):
+        sizes["data.target_batch_size"] = targets
+    for key, batch in sizes.items():
+        if batch % devices:
+            fit = max(count for count in range(1, devices + 1) if all(size % count == 0 for size in sizes.values()))
+            raise ConfigError(
+                f"config.stages.{stage.name}.{key}={batch} is not divisible by the {devices} devices of the mesh: "
+                f"use {key.rpartition('.')[2]}={-(-batch // devices) * devices}, or {fit} of the devices with mesh.data={fit}"
+            )
 
 
 def output_space(name: str, outputs: int, where: str) -> tuple[label_spaces.LabelSpace, int]:
