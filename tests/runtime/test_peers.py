@@ -5,10 +5,12 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 
-from segjax.errors import ConfigError, SegjaxError
-from segjax.runtime import links, peers
+from segjax.errors import ConfigError, SegjaxError, WeightsError
+from segjax.runtime import links, peers, workdir
+from segjax.runtime.checkpoint import Checkpoints
 from segjax.runtime.links import Link
 
 
@@ -137,3 +139,35 @@ def test_a_difference_is_named_alike_everywhere(three, monkeypatch):
     assert all(isinstance(error, ConfigError) and str(error).startswith(said) for error in errors), errors
     given[2] = facts
     assert together([lambda p=p: agree(p) for p in processes]) == [None] * 3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_folder_that_is_not_the_first_ones_is_noticed(tmp_path, monkeypatch, shared):
+    """By its lock when a run begins, and by its saves when one goes on. This is process 1; process 0 has locked its own, saved step 4."""
+    (tmp_path / "checkpoints/4").mkdir(parents=True)
+    (tmp_path / "lock").write_text("of process 0")
+    own = tmp_path if shared else tmp_path / "elsewhere"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(peers, "wait_until", lambda seen: seen())
+    monkeypatch.setattr(peers, "exchange", lambda value: ["of process 0" if value == "" else [4], value])
+
+    def begin():
+        with workdir.claim(own):
+            pass
+        return Checkpoints(own / "checkpoints").agreed_steps()
+
+    if shared:
+        assert begin() == [4]
+        return
+    with pytest.raises(ConfigError, match="lock, written by process 0, is not here: --workdir must lie on a file system that every"):
+        begin()
+    with pytest.raises(SegjaxError, match=r"process 0 sees the saves \[4\] in .*, process 1 sees \[\]"):
+        Checkpoints(own / "checkpoints").agreed_steps()
+
+
+def test_what_one_process_finds_damaged_is_damaged_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "exchange", lambda value: [value, "4/state/d/1 was changed after it was written (sha256)"])
+    saves = Checkpoints(tmp_path)
+    monkeypatch.setattr(saves, "verify", lambda step, part: {"leaves": {}})
+    with pytest.raises(WeightsError, match="4/state/d/1 was changed"):
+        saves.restore({}, step=4)
