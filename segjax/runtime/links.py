@@ -1,6 +1,7 @@
 """Lines of JSON between the processes of one run, and how they first find each other at the address of process 0."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -49,14 +50,15 @@ class Link:
 
 def listen(port: int) -> socket.socket:
     """Process 0's door, at every address of its host. ConfigError when the port is taken."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        return socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=both)
-    except OSError as error:
-        raise ConfigError(
-            f"port {port} of {socket.gethostname()} cannot be opened ({os.strerror(error.errno or 0)}): name another in --coordinator"
-        ) from None
+    families = [socket.AF_INET6, socket.AF_INET] if socket.has_dualstack_ipv6() else [socket.AF_INET]
+    for family in families:
+        try:
+            return socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=family == socket.AF_INET6)
+        except OSError as error:
+            code = error.errno or 0
+            if code == errno.EADDRINUSE:
+                break  # else: a container without IPv6, say
+    raise ConfigError(f"port {port} of {socket.gethostname()} cannot be opened ({os.strerror(code)}): name another in --coordinator")
 
 
 def gather(door: socket.socket, count: int, seconds: float, where: str) -> tuple[dict[int, Link], list[str]]:

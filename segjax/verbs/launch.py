@@ -80,7 +80,8 @@ def jobset(args: argparse.Namespace, words: list[str]) -> str:
     """The YAML of a JobSet that runs scripts/pod.sh in every pod."""
     text = importlib.resources.files("segjax.verbs").joinpath("templates/jobset.yaml").read_text()
     values = {name: getattr(args, name) for name in ("name", "hosts", "gpus", "image", "storage")}
-    return string.Template(text).substitute(values, command=json.dumps(["bash", _script("pod.sh"), *words])).rstrip()
+    command, extra = json.dumps(["bash", _script("pod.sh"), *words]), "cuda" if args.gpus else ""
+    return string.Template(text).substitute(values, command=command, extra=extra).rstrip()
 
 
 def tpu(topology: str) -> tuple[str, int, str]:

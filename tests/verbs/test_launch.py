@@ -37,6 +37,7 @@ def test_gpu_hosts(capsys):
     pod = spec["template"]["spec"]["containers"][0]
     environment = {each["name"]: each["value"] for each in pod["env"]}
     assert environment["JAX_COORDINATOR_ADDRESS"] == "day-hosts-0-0.day:1234" and environment["JAX_NUM_PROCESSES"] == "2"
+    assert environment["EXTRA"] == "cuda"
     assert (spec["completions"], spec["completionMode"], pod["resources"]["limits"]["nvidia.com/gpu"]) == (2, "Indexed", 4)
     assert pod["command"][:2] == ["bash", "scripts/pod.sh"] and set(pod["command"][3:]) == set(CONFIG)
 
