@@ -293,6 +293,43 @@ def test_a_batch_that_does_not_divide_names_the_way_out():
     mesh = jax.make_mesh((8, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with pytest.raises(errors.ConfigError, match="batch_size=6 is not divisible by the 8 devices.*mesh.data=6"):
         build.check_batch(stage, mesh)
+    stage = build.stage(load("clouds.py:gta", "--config.stages.joint.batch_size=8"), "joint")
+    with pytest.raises(
+        errors.ConfigError, match="data.target_batch_size=2 is not divisible by the 8 devices.*target_batch_size=8.*mesh.data=2"
+    ):
+        build.check_batch(stage, mesh)
+
+
+def test_the_released_settings_of_clouds():
+    gta, synthia, city = (load(f"clouds.py:{place}") for place in ("gta", "synthia", "cityscapes"))
+    assert gta.order == ("prompts", "images", "warmup", "joint") and load("clouds.py:gta,images=off").order == ("warmup",)
+    assert [(c.stages.warmup.steps, c.stages.joint.steps) for c in (gta, synthia, city)] == [(40_000,) * 2, (30_000,) * 2, (5000, 10_000)]
+    assert [(c.stages.joint.optimizer.lr, c.stages.joint.optimizer.schedule) for c in (gta, synthia, city)] == [
+        *[(1e-5, "constant"), (1e-5, "poly"), (1e-4, "constant")]
+    ]
+    joint, images = gta.stages.joint, gta.stages.images
+    assert (joint.optimizer.name, joint.optimizer.weight_decay, joint.optimizer.clip_norm, joint.optimizer.multipliers) == (
+        "adamw",
+        0.05,
+        0.01,
+        (),
+    )
+    assert (gta.stages.warmup.batch_size, joint.batch_size, joint.data.target_batch_size, joint.start_from) == (8, 6, 2, "warmup")
+    assert (joint.data.crop, joint.data.scale, joint.data.target_crops.scale) == ((768, 768), (0.5, 2.0), (1.0, 1.0))
+    assert (joint.method.ema_every, joint.method.ema_decay, joint.method.min_area, joint.method.prompt_points) == (100, 0.999, 5000, 5)
+    assert (images.count, images.sampler, joint.method.segmenter.make) == (5000, "euler", "segjax.nets.mobile_sam:MobileSam")
+    assert set(city.stages.joint.evaluate) == {"cityscapes", "acdc_night", "acdc_rain", "acdc_snow", "acdc_fog"}
+    resized = load("clouds.py:gta,scored=resized").stages.joint.evaluate
+    assert resized.bdd100k.resize == joint.evaluate.bdd100k.size == 1024 and "resize" not in resized.cityscapes
+    learns = load("clouds.py:gta,training=trainable,sam=off,ema=every_step").stages.joint
+    assert learns.optimizer.multipliers == ((r"params/backbone/", 0.1),) and not learns.model.frozen and not learns.frozen
+    assert (learns.method.segmenter, learns.method.ema_every) == (None, 1)
+    own = load("clouds.py:gta", "--config.stages.prompts.model=", "--config.stages.prompts.file=mine.txt", "--config.dtype=bfloat16")
+    stages.module(own, "prompts").check_stage(own, "prompts")
+    assert own.stages.joint.model.dtype == own.stages.joint.method.segmenter.dtype == "bfloat16"
+    for wrong in ("gta,sam=huge", "quickstart,net=clip_rn50", "bdd"):
+        with pytest.raises(errors.ConfigError, match=wrong.split("=")[-1].split(",")[-1]):
+            load(f"clouds.py:{wrong}")
 
 
 @pytest.fixture(scope="module")
