@@ -55,7 +55,8 @@ def test_what_a_run_leaves_and_says(tmp_path, capsys):
     state = run(tmp_path, 10, log_every=4, evaluate=lambda s, step: seen.append(step) or {"eval/toy": step}, evaluate_every=5)
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [4, 5, 8, 10, 10] and seen == [5, 10] and int(state.step) == 10
-    assert {"loss/mse", "noise", "images_per_s", "step_s", "data_wait", "host_idle", "goodput"} <= found[0].keys() and found[1]["eval/toy"] == 5
+    told = {"loss/mse", "noise", "images_per_s", "step_s", "data_wait", "host_idle", "goodput"}
+    assert told <= found[0].keys() and found[1]["eval/toy"] == 5
     assert 0 <= found[2]["goodput"] <= 1 and found[2]["images_per_s"] == pytest.approx(16 / found[2]["step_s"])
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["mesh"] == {"data": 1, "fsdp": 1} and about["versions"]["jax"] == jax.__version__ and about["command"]
