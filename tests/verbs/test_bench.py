@@ -14,7 +14,7 @@ from segjax import cli
 from segjax.data import pipeline
 from segjax.errors import ConfigError, WeightsError
 from segjax.runtime import mesh as meshes
-from segjax.verbs import bench_shapes, bench_step, build, config_file
+from segjax.verbs import bench_shapes, bench_step, build, config_file, frozen
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install libtpu)")
@@ -53,6 +53,15 @@ def test_an_absent_encoder_has_the_networks_shapes():
     frozen = bench_shapes.frozen_weights(config, stage)["imagenet"]
     assert set(frozen["params"]) == {"backbone"} and bench_shapes.parameters(frozen["params"]) > 80e6
     assert bench_shapes.batch(stage, 2)["target_image"].shape == (2, 512, 512, 3)
+
+
+def test_an_absent_segmenter_has_the_shapes_of_the_methods():
+    config = load("clouds.py:gta,sam=vit_h", "--config.segmenter=none/sam.pth")
+    stage = build.stage(config, "joint")
+    weights = bench_shapes.frozen_weights(config, stage)["segmenter"]
+    assert bench_shapes.parameters(weights) == 641_090_864  # SAM ViT-H with its one buffer
+    with pytest.raises(WeightsError, match="segmenter='none/sam.pth': no such file"):
+        frozen.files(stage)
 
 
 def test_frozen_files_tell_their_own_shapes(tmp_path, tiny_config):
