@@ -39,7 +39,7 @@ SYSTEM = """
             stages.images.update({"steps": 2, "sampler": "ddpm", "devices": 1})
             scenes = {"make": base.STREET_SCENES, "size": (48, 64), "split": "train", "length": 4, "look": "day"}
             for stage in (stages.warmup, stages.joint):
-                stage.model.update({**TOWER, **HEAD, "decoder_layers": 1, "queries": 20})
+                stage.model.update({**TOWER, **HEAD, "decoder_layers": 0, "queries": 20})
                 stage.method.update({"points": 64})
                 stage.data.update({"crop": (32, 32), "workers": 0})
                 stage.data.source = ConfigDict(scenes)
