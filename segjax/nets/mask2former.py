@@ -50,7 +50,7 @@ class Mask2Former(nn.Module):
     and below to a multiple of it. loss_weights: keep the weights of the classes that public files hold for their loss, as
     batch_stats/class_weight [K] and no_object_weight [1]. `backbone`, `pixel_decoder` and `decoder` are the parts of the parameters.
 
-    classifier: of `nets.mask_classifiers.KINDS`. ensemble: answers (not losses) join the classifier's classes with those of the frozen
+    class_head: of `nets.mask_classifiers.KINDS`. ensemble: answers (not losses) join the classifier's classes with those of the frozen
     CLIP's own features inside of each mask (`ops.open_vocabulary.geometric_ensemble`); ensemble_on_valid_mask: where the mask holds a
     location of these. seen: which classes were trained on, default all. Both need words: synonyms says how many each class has, embed_dim
     how long their vectors are; batch_stats/words [S,E] holds them (`with_words`) and batch_stats/clip_logit_scale CLIP's own scale. All of
@@ -77,7 +77,7 @@ class Mask2Former(nn.Module):
     normalization: str = "imagenet"
     size_divisor: int = 32
     loss_weights: bool = False
-    classifier: str = "linear"
+    class_head: str = "linear"
     synonyms: tuple[int, ...] = ()
     embed_dim: int = 0
     ensemble: bool = False
@@ -109,7 +109,7 @@ class Mask2Former(nn.Module):
             pre_norm=self.pre_norm,
             activation=self.activation,
             project=self.project,
-            classifier=self.classifier,
+            class_head=self.class_head,
             synonyms=tuple(self.synonyms),
             **shared,
         )
@@ -125,11 +125,11 @@ class Mask2Former(nn.Module):
 
     def _check_words(self) -> bool:
         """Whether the network reads words. ConfigError: it cannot."""
-        if self.classifier not in KINDS:
-            raise ConfigError(f"model.classifier={self.classifier!r}: expected one of {', '.join(KINDS)}")
+        if self.class_head not in KINDS:
+            raise ConfigError(f"model.class_head={self.class_head!r}: expected one of {', '.join(KINDS)}")
         if self.ensemble and not isinstance(self.backbone, ConvNeXtTower | ModifiedResNet):
             raise ConfigError(f"model.ensemble asks the backbone for its own classes, and {type(self.backbone).__name__} is no CLIP")
-        needed = self.ensemble or self.classifier == "text"
+        needed = self.ensemble or self.class_head == "text"
         if needed and (len(self.synonyms) != self.num_classes or min(self.synonyms) < 1 or self.embed_dim < 1):
             told = f"synonyms={tuple(self.synonyms)}, embed_dim={self.embed_dim}"
             raise ConfigError(f"model: {told}: expected a number of words for each of {self.num_classes} classes, and their length")

@@ -128,7 +128,7 @@ class MaskDecoder(nn.Module):
 
     "No object" has a classifier of its own, so `class_embed` has a row for each class and no other.
     layers: the public configurations count one more, for the prediction before the first. project: a 1x1 convolution of every map even
-    where it has `channels` already. classifier: of `nets.mask_classifiers.KINDS`; synonyms: for "text", how many words each class has.
+    where it has `channels` already. class_head: of `nets.mask_classifiers.KINDS`; synonyms: for "text", how many words each class has.
     """
 
     num_classes: int
@@ -140,7 +140,7 @@ class MaskDecoder(nn.Module):
     pre_norm: bool = False
     activation: str = "relu"
     project: bool = False
-    classifier: str = "linear"
+    class_head: str = "linear"
     synonyms: tuple[int, ...] = ()
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
@@ -175,7 +175,7 @@ class MaskDecoder(nn.Module):
             f"bhwe,{out}bqe->{out}bhwq", features, vectors.astype(features.dtype), preferred_element_type=jnp.float32
         )
         aux, last = {"mask_logits": masks(vectors[:-1], "p")}, {"mask_logits": masks(vectors[-1], "")}
-        if self.classifier != "linear":
+        if self.class_head != "linear":
             pool = MaskPooling(self.channels, name="mask_pooling")
             normal += jnp.concatenate([pool(features, aux["mask_logits"]), pool(features, last["mask_logits"])[None]])
         classes = self._classes(normal, text)
@@ -183,7 +183,7 @@ class MaskDecoder(nn.Module):
 
     def _classes(self, x: Array, text: Array | None) -> Array:
         """Queries [...,C] -> class logits [...,K+1]."""
-        if self.classifier == "text":
+        if self.class_head == "text":
             assert text is not None
             return TextClassifier(self.synonyms, name="text_classifier")(x, text)
         classify = lambda count, name: Dense(count, kernel_init=TORCH_LINEAR, name=name)(x)

@@ -16,7 +16,7 @@ CONVNEXT = dict(
     backbone="clip_convnext", backbone_embed_dim=6, backbone_depths=(1, 1, 1, 1), backbone_dims=(4, 4, 8, 8), backbone_head_width=8
 )
 RESNET = dict(backbone="clip_resnet", backbone_embed_dim=6, backbone_layers=(1, 1, 1, 1), backbone_width=4, backbone_heads=2)
-TEXT = dict(classifier="text", synonyms=(1, 2), embed_dim=6)
+TEXT = dict(class_head="text", synonyms=(1, 2), embed_dim=6)
 WORDS = np.random.default_rng(0).normal(size=(3, 6))
 
 
@@ -58,8 +58,8 @@ def test_gradients_reach_the_classifier_and_not_the_words():
 
 def test_the_parts_of_each_kind():
     parts = lambda **told: jax.eval_shape(mask2former(**SMALL, **CONVNEXT, **told).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    plain, pooled = parts(), parts(classifier="pooled")
-    both = parts(**{**TEXT, "classifier": "linear"}, ensemble=True)
+    plain, pooled = parts(), parts(class_head="pooled")
+    both = parts(**{**TEXT, "class_head": "linear"}, ensemble=True)
     assert set(pooled["params"]["decoder"]) - set(plain["params"]["decoder"]) == {"mask_pooling"}
     assert set(both["params"]) - set(plain["params"]) == {"void_embedding"}
     assert set(both["batch_stats"]) == {"words", "clip_logit_scale"} and not plain.get("batch_stats")
@@ -102,8 +102,8 @@ def test_a_clips_heads_by_hand():
 
 def test_what_cannot_be_is_refused():
     for told, message in (
-        (dict(classifier="words"), "model.classifier='words': expected one of linear, pooled, text"),
-        (dict(classifier="text"), "expected a number of words for each of 2 classes"),
+        (dict(class_head="words"), "model.class_head='words': expected one of linear, pooled, text"),
+        (dict(class_head="text"), "expected a number of words for each of 2 classes"),
     ):
         with pytest.raises(ConfigError, match=message):
             jax.eval_shape(mask2former(**SMALL, **CONVNEXT, **told).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
