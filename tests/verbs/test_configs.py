@@ -88,18 +88,20 @@ def test_builds_and_steps_under_eval_shape(spec, traced):
 def traced():
     """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds.
 
-    HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose features
-    are half as large as its logits, one layout is enough, under the method that reads both. DAFormer and HRDA are traced over MiT-B5 alone;
-    over ResNet-101, and other methods over MiT-B5, they are built, and so is CLOUDS: tests/methods and tests/nets have them small.
+    HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose
+    features are half as large as its logits, one layout is enough. DAFormer is traced over its MiT-B5 alone; over ResNet-101 or in two
+    resolutions, and other methods over MiT-B5, they are built, and so is CLOUDS: tests/methods and tests/nets have them small.
     """
     enet, ocr = "segjax.nets.enet:ENet", "segjax.nets.ocr:HRNetOCR"
     skipped = {("warmup", ocr, None), ("selftrain", ocr, None)}
     skipped |= {("warmup", enet, "torch7"), ("warmup", enet, "pytorch"), ("selftrain", enet, "pytorch")}
     skipped |= {("translator", "segjax.nets.translator:Translator", None)}  # its own tests run it
     known = {(f"segjax.methods.diga_{method}:make", network, layout) for method, network, layout in skipped}
-    daformer, r101, high = "segjax.nets.daformer:DAFormer", "segjax.nets.dlv2:DLV2", "segjax.nets.hrda:HRDADLV2"
+    daformer, r101, high = "segjax.nets.daformer:DAFormer", "segjax.nets.dlv2:DLV2", "segjax.nets.hrda"
     masks = "segjax.nets.mask2former:mask2former"
-    hosts = {("dacs", daformer, None), ("source_only", daformer, None), ("daformer", r101, None), ("hrda", high, None)}
+    hosts = {("dacs", daformer, None), ("source_only", daformer, None), ("daformer", r101, None)}
+    hosts |= {("daformer", f"{high}:{name}", None) for name in ("HRDA", "HRDADLV2")}
+    hosts |= {(method, enet, "torch7") for method in ("source_only", "adabn", "fda", "fda_contrastive")}
     hosts |= {("dacs", enet, "pytorch"), ("clouds", masks, None), ("clouds_warmup", masks, None)}
     return known | {(f"segjax.methods.{method}:make", network, layout) for method, network, layout in hosts}
 

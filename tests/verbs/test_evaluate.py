@@ -288,7 +288,7 @@ def test_a_network_of_16_outputs_on_19_classes():
 
 def test_wrong_scoring_keys():
     spec = {"make": "segjax.data.procedural:StreetScenes", "size": (32, 64), "length": 1}
-    wrong = (("upsample", "nearest"), ("score", "mIoU11"), ("size", 512), ("size", (0, 64)), ("combine", "mean"), ("scales", (0.5, 0)))
+    wrong = (("upsample", "nearest"), ("score", "mIoU11"), ("size", (0, 64)), ("combine", "mean"), ("scales", (0.5, 0)))
     for key, value in (*wrong, ("window", 512), ("window_batch", 0), ("stride", (8, 8))):
         broken = build.Stage("any", 0, {"evaluate": {"dusk": {**spec, key: value}}}, None, None)
         with pytest.raises(ConfigError, match=f"evaluate.dusk.{key}"):
