@@ -81,7 +81,7 @@ def steps(sam, batches):
 def test_one_trace_whatever_is_in_the_labels(steps):
     _, _, history, _, traces, _, _ = steps
     assert len(traces) == 1
-    assert len({float(row["pseudo/prompts"]) for row in history}) > 3
+    assert len({float(row["pseudo/prompts"]) for row in history}) > 2
     assert all(np.isfinite(value) for row in history for value in row.values())
     assert history[-3]["loss/class"] < history[0]["loss/class"]
 
