@@ -19,6 +19,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from device_crops import crops
 from PIL import Image
 
 from segjax.data import label_spaces
@@ -72,21 +73,6 @@ def recoloured(images: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.clip(moved, 0, 255).astype(np.uint8)
 
 
-def crops(key, images, labels=None):
-    """BATCH random crops with random flips, on the device."""
-    which, where, turn = jax.random.split(key, 3)
-    index = jax.random.randint(which, (BATCH,), 0, images.shape[0])
-    room = jnp.asarray([images.shape[1] - CROP[0] + 1, images.shape[2] - CROP[1] + 1])
-    corner = (jax.random.uniform(where, (BATCH, 2)) * room).astype(int)
-    flip = jax.random.bernoulli(turn, 0.5, (BATCH,))
-
-    def one(i, corner, flip):
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(jax.lax.dynamic_slice_in_dim(x[i], corner[0], CROP[0]), corner[1], CROP[1], axis=1)
-        return [jnp.where(flip, cut(x)[:, ::-1], cut(x)) for x in (images, labels) if x is not None]
-
-    return jax.vmap(one)(index, corner, flip)
-
-
 def starting_point(model, args):
     if args.start is not None:
         return walk.load_variables(args.start, shapes(model))
@@ -107,8 +93,8 @@ def trainer(model, settings: dict, lr: float, sets: dict, start):
 
     def batch(key):
         source, target = jax.random.split(key)
-        image, label = crops(source, *sets["day"])
-        return {"source_image": image, "source_label": label, "target_image": crops(target, sets["dusk"][0])[0]}
+        image, label = crops(source, CROP, BATCH, *sets["day"])
+        return {"source_image": image, "source_label": label, "target_image": crops(target, CROP, BATCH, sets["dusk"][0])[0]}
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(state, key):

@@ -33,6 +33,7 @@ allocator.keep_pages()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from device_crops import crops  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from segjax.data.procedural import StreetScenes  # noqa: E402
@@ -95,21 +96,6 @@ def stylized(images: np.ndarray, batch: int = 16) -> np.ndarray:
         result = np.asarray(one(jax.random.key(start), *pair))[: min(batch, len(images) - start)]
         found.append(np.floor(np.clip(result, 0, 255) + 0.5).astype(np.uint8))
     return np.concatenate(found)
-
-
-def crops(key, crop: tuple[int, int], count: int, images, labels=None):
-    """`count` random crops with random flips, on the device."""
-    which, where, turn = jax.random.split(key, 3)
-    index = jax.random.randint(which, (count,), 0, images.shape[0])
-    room = jnp.asarray([images.shape[1] - crop[0] + 1, images.shape[2] - crop[1] + 1])
-    corner = (jax.random.uniform(where, (count, 2)) * room).astype(int)
-    flip = jax.random.bernoulli(turn, 0.5, (count,))
-
-    def one(i, corner, flip):
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(jax.lax.dynamic_slice_in_dim(x[i], corner[0], crop[0]), corner[1], crop[1], axis=1)
-        return [jnp.where(flip, cut(x)[:, ::-1], cut(x)) for x in (images, labels) if x is not None]
-
-    return jax.vmap(one)(index, corner, flip)
 
 
 def methods(steps: int, joint_steps: int) -> tuple[dict, dict]:

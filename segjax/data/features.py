@@ -6,14 +6,13 @@ DIR/features.json        written last: which network, its weights' sha256, image
 """
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from segjax.data import pseudo
+from segjax.data import pseudo, sealed
 from segjax.data.dataset import Dataset, Example
 from segjax.data.relabelled import Relabelled
 from segjax.errors import DataError
@@ -72,17 +71,8 @@ def read(path: pathlib.Path, summary: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_summary(root: pathlib.Path) -> dict[str, Any]:
-    """features.json of a whole set. DataError: no folder, none in it (half written), changed by hand."""
-    path, again = root / SUMMARY, "make it with `segjax embed` of a SAM, which goes on where it stopped"
-    if not path.is_file():
-        raise DataError(f"{root} has no {SUMMARY}, so it holds no features, or not all of them: {again}")
-    try:
-        summary = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}): {again}") from None
-    if not isinstance(summary, dict) or summary.get("sha256") != pseudo.digest(summary):
-        raise DataError(f"{path} was changed after it was written: {again} (delete it first)")
-    return summary
+    """features.json of a whole set, `sealed.read`."""
+    return sealed.read(root / SUMMARY, "features", "make it with `segjax embed` of a SAM, which goes on where it stopped")
 
 
 def check_weights(root: pathlib.Path, summary: Mapping[str, Any], hashes: Mapping[str, str]) -> None:

@@ -7,14 +7,13 @@ DIR/pseudo.json          written last: label space, counts, thresholds, and the 
 
 import concurrent.futures
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from segjax.data import files
+from segjax.data import files, sealed
 from segjax.data.dataset import Dataset, Example
 from segjax.data.files import SizeMismatch
 from segjax.data.pairing import IMAGE_SUFFIXES
@@ -89,25 +88,9 @@ def file_names(dataset: Dataset) -> list[str]:
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any]:
-    """pseudo.json of a whole set of pseudo-labels. DataError: no folder, none in it (half written), damaged, changed by hand."""
-    path, again = folder / SUMMARY, "make it with `segjax pseudo-label` or the run's `segjax run`, which go on where they stopped"
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of pseudo-labels: {again}")
-    try:
-        summary = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{folder} has no {SUMMARY}, so its labels are not whole (or not pseudo-labels): {again}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}): {again}") from None
-    if not isinstance(summary, dict) or summary.get("sha256") != digest(summary):
-        raise DataError(f"{path} was changed after it was written: {again} (delete it first)")
-    return summary
-
-
-def digest(summary: Mapping[str, Any]) -> str:
-    """sha256 over the values of a pseudo.json but for that one."""
-    kept = {key: value for key, value in summary.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    """pseudo.json of a whole set of pseudo-labels, `sealed.read`."""
+    again = "make it with `segjax pseudo-label` or the run's `segjax run`, which go on where they stopped"
+    return sealed.read(folder / SUMMARY, "pseudo-labels", again)
 
 
 def _verified(root: pathlib.Path, summary: Mapping[str, Any], dataset: Dataset) -> list[pathlib.Path]:

@@ -8,7 +8,6 @@ a large component keeps T's label. L_mask is the first stage's loss (`segjax.met
 No target image is read: domain generalisation.
 """
 
-import functools
 from typing import Any, Literal
 
 import jax
@@ -23,7 +22,7 @@ from segjax.ops.photometric_views import SSD, ssd_view
 from segjax.ops.sam_refine import MIN_AREA, NUM_POINTS
 from segjax.ops.two_views import apart, side_by_side
 from segjax.runtime.optim import ema_update_every
-from segjax.runtime.state import TrainState
+from segjax.runtime.state import TrainState, parts_of
 from segjax.runtime.update import descend
 from segjax.typing import IGNORE, Array, Batch, Frozen, Key, Method, Metrics
 
@@ -109,8 +108,8 @@ def make(
         source = changed(source_key, to_float(batch["source_image"]), jitter)
         lesson = side_by_side(source, changed(generated_key, clean, generated_jitter))
 
-        teacher = ema_update_every(state.ema_params, _own(state.params, state.ema_params), state.step, ema_decay, ema_every)
-        seen = ema_update_every(state.ema_batch_stats, _own(state.batch_stats, state.ema_batch_stats), state.step, ema_decay, ema_every)
+        teacher = ema_update_every(state.ema_params, parts_of(state.params, state.ema_params), state.step, ema_decay, ema_every)
+        seen = ema_update_every(state.ema_batch_stats, parts_of(state.batch_stats, state.ema_batch_stats), state.step, ema_decay, ema_every)
         state = state.replace(ema_params=teacher, ema_batch_stats=seen)
         inputs, maps = looked_at(state, lesson, clean, counts)
         label = mask_learning.labels(model, state.teacher, maps, size)
@@ -131,41 +130,8 @@ def make(
         return learned.replace(ema_params=teacher, ema_batch_stats=seen), found | metrics
 
     def refine(key: Key, frozen: Frozen, batch: Batch, label: Array) -> Any:
-        kept = kept_features(batch, segmenter)
-        variables = segmenter_weights(frozen, segmenter)
+        kept = label_refiner.kept_features(batch, segmenter)
+        variables = label_refiner.frozen_weights(frozen, segmenter)
         return label_refiner.refine_labels(segmenter, variables, key, batch["target_image"], label, features=kept, **prompts)
 
     return Method(init, step, predictor(model))
-
-
-def _own(tree: dict[str, Any], copy: dict[str, Any]) -> dict[str, Any]:
-    """The student's parts of which the teacher has a copy."""
-    return {name: tree[name] for name in copy}
-
-
-@functools.cache  # a step may be traced several times
-def _module_shapes(segmenter: Any) -> Any:
-    return jax.eval_shape(segmenter.init, jax.random.key(0), *segmenter.example())
-
-
-def kept_features(batch: Batch, segmenter: Any) -> Array | None:
-    """The segmenter's features of the generated images, where the batch brings them. ConfigError: of another grid."""
-    kept, rows = batch.get("target_sam_features"), batch["target_image"].shape[0]
-    grid = segmenter.image_size // segmenter.patch
-    if kept is not None and kept.shape[:3] != (rows, grid, grid):
-        expected = f"[{rows}, {grid}, {grid}, channels] of {type(segmenter).__name__}"
-        raise ConfigError(f"target_sam_features {list(kept.shape)}: expected {expected}: are they another segmenter's?")
-    return kept
-
-
-def segmenter_weights(frozen: Frozen, segmenter: Any) -> Any:
-    """The segmenter's variables. ConfigError: none, or another network's."""
-    if not isinstance(frozen, dict) or "segmenter" not in frozen:
-        raise ConfigError('method.segmenter reads weights: set the stage\'s frozen={"segmenter": FILE} (mobile_sam.pt), or segmenter=None')
-    found = frozen["segmenter"]
-    shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    has, wants = shapes(found), shapes(_module_shapes(segmenter))
-    if odd := sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name)):
-        told = f"{odd[0]} is {has.get(odd[0], 'absent')}, method.segmenter ({type(segmenter).__name__}) has {wants.get(odd[0], 'nothing')}"
-        raise ConfigError(f'frozen["segmenter"]: {told} ({len(odd)} differ): the file is another network\'s')
-    return found

@@ -3,6 +3,7 @@
 refined = refine_labels(module, variables, key, image, label, num_classes=19)    # under jit: no array leaves the device
 """
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax import lax
 from segjax.errors import ConfigError
 from segjax.ops import masks, resize, sam_refine
 from segjax.ops.sam_refine import MIN_AREA, NUM_POINTS, Prompts, Refined
-from segjax.typing import Array, Key
+from segjax.typing import Array, Batch, Frozen, Key
 
 
 def encode(module: Any, variables: Any, image: Array) -> Array:
@@ -123,3 +124,31 @@ def check(module: Any, num_points: int, second_pass: bool) -> None:
         raise ConfigError(f"{num_points} points a prompt: expected 1 or more, and for {name} at most {module.max_slots or 'any number'}")
     if second_pass and module.max_slots is not None:
         raise ConfigError(f"a second pass gives the network its own masks as prompts, which {name} does not take: use SAM or MobileSAM")
+
+
+@functools.cache  # a step may be traced several times
+def _module_shapes(segmenter: Any) -> Any:
+    return jax.eval_shape(segmenter.init, jax.random.key(0), *segmenter.example())
+
+
+def kept_features(batch: Batch, segmenter: Any) -> Array | None:
+    """The segmenter's features of the generated images, where the batch brings them. ConfigError: of another grid."""
+    kept, rows = batch.get("target_sam_features"), batch["target_image"].shape[0]
+    grid = segmenter.image_size // segmenter.patch
+    if kept is not None and kept.shape[:3] != (rows, grid, grid):
+        expected = f"[{rows}, {grid}, {grid}, channels] of {type(segmenter).__name__}"
+        raise ConfigError(f"target_sam_features {list(kept.shape)}: expected {expected}: are they another segmenter's?")
+    return kept
+
+
+def frozen_weights(frozen: Frozen, segmenter: Any) -> Any:
+    """The segmenter's variables. ConfigError: none, or another network's."""
+    if not isinstance(frozen, dict) or "segmenter" not in frozen:
+        raise ConfigError('method.segmenter reads weights: set the stage\'s frozen={"segmenter": FILE} (mobile_sam.pt), or segmenter=None')
+    found = frozen["segmenter"]
+    shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    has, wants = shapes(found), shapes(_module_shapes(segmenter))
+    if odd := sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name)):
+        told = f"{odd[0]} is {has.get(odd[0], 'absent')}, method.segmenter ({type(segmenter).__name__}) has {wants.get(odd[0], 'nothing')}"
+        raise ConfigError(f'frozen["segmenter"]: {told} ({len(odd)} differ): the file is another network\'s')
+    return found

@@ -93,8 +93,12 @@ class TrainState(struct.PyTreeNode):
         changed = self.replace(params=params, batch_stats=batch_stats)
         if self.ema_params is None:
             return changed
-        own = lambda copy, tree: {name: tree[name] for name in copy}
-        return changed.replace(ema_params=own(self.ema_params, params), ema_batch_stats=own(self.ema_batch_stats, batch_stats))
+        return changed.replace(ema_params=parts_of(params, self.ema_params), ema_batch_stats=parts_of(batch_stats, self.ema_batch_stats))
+
+
+def parts_of(tree: dict[str, Any], copy: dict[str, Any]) -> dict[str, Any]:
+    """The parts of the student's variables of which the teacher has a copy."""
+    return {name: tree[name] for name in copy}
 
 
 def without(tree: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:

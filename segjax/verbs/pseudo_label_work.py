@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from PIL import Image
 
-from segjax.data import evaluation, pseudo
+from segjax.data import evaluation, pseudo, sealed
 from segjax.data.transforms import resize_image
 from segjax.errors import DataError, Preempted
 from segjax.ops import pseudo_labels
@@ -62,7 +62,7 @@ def make(job: Job, labeller: Labeller, mesh: jax.sharding.Mesh, place: pathlib.P
     sums, lines, sizes = files.total()
     summary = summarize(job, sums, sizes, thresholds) | about
     summary["labels_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
-    summary["sha256"] = pseudo.digest(summary)
+    summary["sha256"] = sealed.digest(summary)
     if first:
         write(place / pseudo.SUMS, lines.encode())
         strips = [Image.open(path) for path in sorted(files.strip(0).parent.glob("*.png"))]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from segjax.data import files, pseudo
+from segjax.data import files, pseudo, sealed
 from segjax.data.dataset import Dataset
 from segjax.data.features import WithFeatures
 from segjax.nets.label_refiner import refine_labels
@@ -112,7 +112,7 @@ def summarize(dataset: Dataset, place: pathlib.Path, settings: Mapping[str, Any]
         "settings": dict(settings),
         "labels_sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }
-    summary["sha256"] = pseudo.digest(summary)
+    summary["sha256"] = sealed.digest(summary)
     write(place / pseudo.SUMS, lines.encode())
     joined([picture for *_, picture in parts if picture is not None]).save(place / PICTURE)
     write(place / pseudo.SUMMARY, json.dumps(summary, indent=1).encode())

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.data import features, folders, pseudo
+from segjax.data import features, folders, pseudo, sealed
 from segjax.data.dataset import Dataset
 from segjax.errors import ConfigError
 from segjax.nets import label_refiner
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, network: networks.Network) -> int:
         shape = features.read(place / features.FOLDER / features.file_name(dataset.name(0)), made).shape
         summary: dict[str, Any] = {**made, "weights": settings["weights"], "network": type(network.module).__name__}
         summary |= {"image_size": network.module.image_size, "images": len(dataset)}
-        summary["sha256"] = pseudo.digest(summary)
+        summary["sha256"] = sealed.digest(summary)
         write(place / features.SUMMARY, json.dumps(summary, indent=1).encode())
     print(f"features {args.keep}{list(shape)} of {len(dataset)} images -> {place / features.FOLDER}")
     return 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax.data import label_spaces, pseudo
+from segjax.data import label_spaces, pseudo, sealed
 from segjax.data.evaluation import evaluation_batches
 from segjax.data.folders import FolderDataset
 from segjax.data.procedural import StreetScenes
@@ -27,7 +27,7 @@ def write(root, dataset=SCENES, space=None, size=None):
         lines += f"{hashlib.sha256(path.read_bytes()).hexdigest()}  labels/{name}\n"
     (root / pseudo.SUMS).write_text(lines)
     summary = {"label_space": space.name, "classes": list(space.classes), "labels_sha256": hashlib.sha256(lines.encode()).hexdigest()}
-    (root / pseudo.SUMMARY).write_text(json.dumps({**summary, "sha256": pseudo.digest(summary)}))
+    (root / pseudo.SUMMARY).write_text(json.dumps({**summary, "sha256": sealed.digest(summary)}))
     return root
 
 
@@ -56,7 +56,7 @@ def test_the_folders_contents_are_in_its_description_and_its_place_is_not(tmp_pa
     text[3] = f"{hashlib.sha256((c / 'labels/dusk-train-00003.png').read_bytes()).hexdigest()}  labels/dusk-train-00003.png"
     (c / pseudo.SUMS).write_text("\n".join(text) + "\n")
     summary = json.loads((c / pseudo.SUMMARY).read_text()) | {"labels_sha256": hashlib.sha256((c / pseudo.SUMS).read_bytes()).hexdigest()}
-    (c / pseudo.SUMMARY).write_text(json.dumps(summary | {"sha256": pseudo.digest(summary)}))
+    (c / pseudo.SUMMARY).write_text(json.dumps(summary | {"sha256": sealed.digest(summary)}))
     assert repr(PseudoLabelled(SCENES, c)) != same[0]
 
 

@@ -153,7 +153,7 @@ def test_features_from_elsewhere_are_not_encoded_again(sam, batches, steps, monk
     step = joint(sam[0], generated_jitter=()).step
     assert "pseudo/prompts" in jax.eval_shape(step, state, frozen, {**batch, "target_sam_features": features})[1]
     with pytest.raises(ConfigError, match="target_sam_features .*: expected .2, 8, 8, channels. of MobileSam"):
-        clouds.kept_features({**batch, "target_sam_features": features.update(shape=(2, 7, 8, 32))}, sam[0])
+        label_refiner.kept_features({**batch, "target_sam_features": features.update(shape=(2, 7, 8, 32))}, sam[0])
 
 
 def test_what_the_released_code_does_not_do_traces(sam, batches):
@@ -193,6 +193,6 @@ def test_what_cannot_be_is_told(sam, batches, steps):
     with pytest.raises(ConfigError, match="give both one size"):
         jax.eval_shape(method.step, state, (), short)
     with pytest.raises(ConfigError, match="frozen=.*segmenter.* FILE"):
-        clouds.segmenter_weights((), sam[0])
+        label_refiner.frozen_weights((), sam[0])
     with pytest.raises(ConfigError, match="params.* is .*MobileSam. has .* differ.: the file is another network's"):
-        clouds.segmenter_weights(sam[1], dataclasses.replace(sam[0], decoder_mlp_dim=24))
+        label_refiner.frozen_weights(sam[1], dataclasses.replace(sam[0], decoder_mlp_dim=24))

@@ -93,7 +93,7 @@ def test_goes_on_and_refuses(goldens, photographs, kept, capsys):
     before = (kept / "features" / "b.npy").read_bytes()
     summary = json.loads((kept / features.SUMMARY).read_text())
     (kept / features.SUMMARY).unlink()
-    with pytest.raises(DataError, match="holds no features, or not all of them"):
+    with pytest.raises(DataError, match="has no features.json, so its features are not whole"):
         features.read_summary(kept)
     (kept / "features" / "b.npy").unlink()
     untouched = (kept / "features" / "a.npy").stat().st_mtime_ns
