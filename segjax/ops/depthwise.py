@@ -1,7 +1,8 @@
 """Depthwise convolution in the form each platform runs well: shifted multiply-adds on CPU, `lax`'s grouped convolution elsewhere.
 
-XLA reverses between platforms: on CPU a grouped convolution runs 13-27x slower than one multiply-add a tap, on TPU the shifts run 16x
-slower than the grouped convolution, so the form is chosen at lowering. On CPU the kernel's gradient walks over the rows with few partial
+On CPU a grouped convolution runs 13-27x slower than one multiply-add a tap. For TPU its compiler estimates more cycles for the shifts of a
+7x7 kernel, fewer for those of a 3x3 but for the kernel's gradient (`scripts/tpu_forms.py`); no TPU has run either. The form is chosen at
+lowering. On CPU the kernel's gradient walks over the rows with few partial
 sums, which stay in the cache (3x faster than a reduction a tap); all of it serves scanned layers as well.
 """
 
