@@ -89,8 +89,9 @@ def traced():
     """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds.
 
     HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose
-    features are half as large as its logits, one layout is enough. DAFormer is traced over its MiT-B5 alone; over ResNet-101 or in two
-    resolutions, and other methods over MiT-B5, they are built, and so is CLOUDS: tests/methods and tests/nets have them small.
+    features are half as large as its logits, one layout is enough, under methods that do more than plain training. DAFormer is traced
+    over its MiT-B5 alone; over ResNet-101 or in two resolutions, and other methods over MiT-B5, they are built, and so is CLOUDS:
+    tests/methods and tests/nets have them small.
     """
     enet, ocr = "segjax.nets.enet:ENet", "segjax.nets.ocr:HRNetOCR"
     skipped = {("warmup", ocr, None), ("selftrain", ocr, None)}
@@ -102,6 +103,7 @@ def traced():
     hosts = {("dacs", daformer, None), ("source_only", daformer, None), ("daformer", r101, None)}
     hosts |= {("daformer", f"{high}:{name}", None) for name in ("HRDA", "HRDADLV2")}
     hosts |= {(method, enet, "torch7") for method in ("source_only", "adabn", "fda", "fda_contrastive")}
+    hosts |= {(method, enet, "pytorch") for method in ("source_only", "adabn")}
     hosts |= {("dacs", enet, "pytorch"), ("clouds", masks, None), ("clouds_warmup", masks, None)}
     return known | {(f"segjax.methods.{method}:make", network, layout) for method, network, layout in hosts}
 
