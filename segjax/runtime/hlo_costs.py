@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from segjax.runtime.hlo_text import Instruction
 
 
@@ -42,14 +44,29 @@ def _dot(one: Instruction, body: dict[str, Instruction]) -> float:
 
 
 def _convolution(one: Instruction, body: dict[str, Instruction]) -> float:
-    """Outputs x taps x input features x 2; taps that fall on the holes of a dilated input do not count, those on the padding do."""
-    labels = re.search(r"dim_labels=\w+_(\w+)->", one.attributes)
-    kernel = _shape(one.operands[1], body)
-    features = kernel[labels[1].index("o")] if labels else 1
-    total = 2.0 * one.outputs[0].size
-    for length in kernel:
-        total *= length
-    holes = re.search(r"lhs_dilate=([\dx]+)", one.attributes)
-    for factor in holes[1].split("x") if holes else ():
-        total /= int(factor)
-    return total / features
+    """Pairs of an output and a tap that meets a pixel x input features x 2, as XLA counts: taps on padding and on holes do nothing.
+
+    The compiler writes a batched product as a convolution over the batch with so much padding that each output meets one tap.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    image, kernel, result = _shape(one.operands[0], body), _shape(one.operands[1], body), one.outputs[0].shape
+    window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)", _braces("window", one.attributes)))
+    numbers = {key: value.split("x") for key, value in window.items()}
+    if labels is None:
+        return 0.0
+    total = 2.0 * kernel[labels[2].index("i")]
+    for name, length in zip(labels[3], result, strict=True):
+        total *= length if name in "bf" else 1
+    for n in range(len(numbers.get("size", ()))):
+        whole = lambda key, n=n: int(numbers[key][n]) if key in numbers else 1
+        low = int(numbers["pad"][n].split("_")[0]) if "pad" in numbers else 0
+        outputs = np.arange(result[labels[3].index(str(n))])[:, None] * whole("stride")
+        place = outputs + np.arange(whole("size")) * whole("rhs_dilate") - low
+        last = (image[labels[1].index(str(n))] - 1) * whole("lhs_dilate")
+        total *= int(np.count_nonzero((place >= 0) & (place <= last) & (place % whole("lhs_dilate") == 0)))
+    return total
+
+
+def _braces(name: str, attributes: str) -> str:
+    found = re.search(rf"\b{name}=\{{([^}}]*)\}}", attributes)
+    return found[1] if found else ""

@@ -89,7 +89,8 @@ def test_loops_within_loops_count_by_their_trips():
     }
     assert total.moved["all-reduce", 2] == runs * 2 * 8 * 16 * 4 and total.moved["all-gather", 2] == 2 * 12 * 64 * 2
     assert total.moved["reduce-scatter", 4] == 12 * 64 * 2 and total.moved["collective-permute", 2] == 8 * 16 * 4
-    assert total.flops == runs * 2 * 8 * 16 * 16 + 2 * (2 * 16 * 16 * 8) * (3 * 3 * 4)
+    inside = 3 * 16 - 2  # taps of a row that meet a pixel
+    assert total.flops == runs * 2 * 8 * 16 * 16 + 2 * (2 * 8 * 4) * inside**2
     assert total.cycles == runs * 100 and total.unknown_loops == 0
 
 
@@ -142,6 +143,19 @@ ENTRY %main (x: f32[5,10,10,2], dy: f32[8,8,2,5]) -> f32[1,3,3,5] {
 }
 """
     assert hlo.count(hlo_text.parse(text)).flops == 2 * (3 * 3 * 5) * (8 * 8 * 2)
+
+
+def test_operations_of_a_batched_product_as_a_convolution():
+    """How TPUs' compilers write it: the batch is a dimension of the picture, and all taps but one fall on padding or holes."""
+    text = """HloModule m
+
+ENTRY %main (x: f32[16,5,7], y: f32[16,7,3]) -> f32[16,5,3] {
+  %x = f32[16,5,7] parameter(0)
+  %y = f32[16,7,3] parameter(1)
+  ROOT %z = f32[16,5,3] convolution(%x, %y), window={size=16 stride=15 pad=0_0 lhs_dilate=16}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert hlo.count(hlo_text.parse(text)).flops == 16 * (2 * 5 * 7 * 3)
 
 
 @pytest.mark.parametrize(
