@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     if args.depth < 1 or args.rows < 0:
         raise ConfigError(f"--depth={args.depth} --rows={args.rows}: expected 1 or more levels and 0 or more rows")
-    startup.one_process("analyze", args)
+    startup.one_process("analyze", args, "start it once")
     startup.begin(args)
     found = analyze(args.config, args.stage, depth=args.depth, rows=args.rows)
     print("\n".join(json.dumps(each) for each in found) if args.json else table(found))

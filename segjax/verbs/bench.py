@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         return _show(args.show)
     _check(args)
+    startup.one_process("bench", args, _ONE_HOST)
     if args.against:
         bench_peer.available(args.peer_python)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # one card, two processes
@@ -86,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
         bench_plot.write(args.plot, rows)
         print(f"{args.plot}: roofline")
     return 0
+
+
+_ONE_HOST = (
+    "start it on one host (the rate of many is images_per_s in the metrics.jsonl of `segjax train`, and --topology compiles for a slice)"
+)
 
 
 def _show(path: pathlib.Path) -> int:

@@ -30,11 +30,11 @@ def begin(args: argparse.Namespace | None = None) -> None:
     compile.enable_cache()
 
 
-def one_process(verb: str, args: argparse.Namespace) -> None:
-    """ConfigError in a run of many processes, for a verb that works in one."""
+def one_process(verb: str, args: argparse.Namespace, instead: str = "start one for each part of the images") -> None:
+    """ConfigError in a run of many processes, for a verb that works in one. instead: what to do."""
     found = cluster.find(_environment(args))
     if found is not None and found.count != 1:
-        raise ConfigError(f"{verb} works in one process: start one for each part of the images, without --coordinator and --distributed")
+        raise ConfigError(f"{verb} works in one process: {instead}, without --coordinator and --distributed ({cluster.DETECT})")
 
 
 def barrier(name: str) -> None:

@@ -80,11 +80,20 @@ def test_frozen_files_tell_their_own_shapes(tmp_path, tiny_config):
         (["--topology=v9:2x2"], "no figures of the chip 'v9'"),
         (["--topology=v5e:2x2", "--efficiency=2"], "share above 0 and up to 1"),
         (["--topology=v5e:2x2", "--stage=no"], "unknown stage 'no'|needs libtpu"),
+        (["--coordinator=host0:1234", "--processes=2", "--process-id=1"], "^segjax: bench works in one process: start it on one host"),
     ],
 )
 def test_mistakes_are_one_line(flags, message, capsys):
     assert cli.main(["bench", f"--config={CONFIGS / 'fda.py'}", *flags]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_task_of_many_is_refused(monkeypatch, capsys):
+    """In a pod or a SLURM job whose tasks are to find each other."""
+    for name, value in {"SEGJAX_DISTRIBUTED": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "node[1-4]"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["bench", "--workload=fda"]) == 2
+    assert "bench works in one process" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 def test_without_libtpu_the_command_is_named(monkeypatch, capsys):
