@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,48 @@ def test_what_the_released_code_does_not_do_traces(sam, batches):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(value.dtype == jnp.float32 for value in metrics.values()) and "backbone" in after.ema_params
     assert jax.eval_shape(method.predict, state, (), batch["source_image"]).shape == (6, 32, 32, 5)
+
+
+class Flat(nn.Module):
+    """Every pixel is in the mask of every query with probability 1/2; the answer is class 1."""
+
+    num_classes: int = 2
+    frozen: bool = False
+    align_corners: bool = False
+
+    def setup(self):
+        self.height = self.param("height", nn.initializers.zeros, ())
+
+    def __call__(self, image, train=False):
+        return self.answer(self.features(image), image.shape[1:3])
+
+    def features(self, image, train=False):
+        return [image] * 4
+
+    def predictions(self, maps):
+        masks, classes = jnp.full((len(maps[0]), 8, 8, 2), self.height), jnp.zeros((len(maps[0]), 2, 3))
+        return {"class_logits": classes, "mask_logits": masks, "aux": {"class_logits": classes[None][:0], "mask_logits": masks[None][:0]}}
+
+    def answer(self, maps, size):
+        return {"logits": jnp.broadcast_to(jnp.arange(2.0), (len(maps[0]), *size, 2))}
+
+
+@pytest.mark.parametrize("ignored", ["negative", "left_out"])
+def test_the_joint_loss_by_hand_with_ignored_pixels(ignored):
+    """Class 1 on the left half of the source image, nothing on the right; the teacher's label is class 1 all over the generated one.
+
+    Dice is 1 - 2 p t / (p + t) over all points, t being the share of them in the mask: a half, or of those that count all.
+    """
+    label = np.full((1, 32, 32), IGNORE, np.uint8)
+    label[:, :, :16] = 1
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    options: dict = dict(jitter=(), generated_jitter=(), points=4000, ignored=ignored)
+    method = clouds.make(model=Flat(), optimizer=make_optimizer(name="sgd", lr=0.0, schedule="constant"), **options)
+    _, (metrics,) = run(method, {"source_image": image, "source_label": label, "target_image": image}, 1, meshes.make_mesh(1))
+    dice = {"negative": (1 - 2 * 0.5 * 0.5 / (0.5 + 0.5), 1 / 3), "left_out": (1 / 3, 1 / 3)}[ignored]  # of source, generated
+    assert metrics["loss/dice"] == pytest.approx(5 * sum(dice) / 2, rel=0.03)
+    assert metrics["loss/mask"] == pytest.approx(5 * np.log(2), rel=1e-5)
+    assert metrics["loss/class"] == pytest.approx(2 * np.log(3), rel=1e-5)
 
 
 def test_rows_of_both_kinds_lie_side_by_side():
