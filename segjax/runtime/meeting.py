@@ -1,5 +1,7 @@
 """Processes become one run: a connection of their own first, whose errors are one line, then jax's, whose errors end a process at once."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -14,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from segjax.errors import ConfigError
-from segjax.runtime import links, peers
+from segjax.runtime import links, peers, relay
 from segjax.runtime.cluster import Cluster
 
 HEARTBEAT, TIMEOUT = "SEGJAX_HEARTBEAT", "SEGJAX_JOIN_TIMEOUT"
@@ -33,7 +35,9 @@ def join(cluster: Cluster, check: Callable[[], Any]) -> None:
         if cluster.count > 1:
             _meet(cluster.address, cluster.count, cluster.index, seconds=seconds, heartbeat=heartbeat)
             check()
-        _initialize(cluster, seconds, heartbeat, cluster_detection_method="deactivate")
+        with relay.to(cluster.address) if cluster.index else contextlib.nullcontext(cluster.address) as address:
+            known = dataclasses.replace(cluster, address=address)
+            _initialize(known, seconds, heartbeat, cluster_detection_method="deactivate")
     else:
         _initialize(cluster, seconds, heartbeat)
         if jax.process_count() > 1:

@@ -1,8 +1,8 @@
 """The processes of one run watch each other: who is lost or stops is told in one line by all that are left, which then end.
 
 Each process holds a connection to process 0, opened before jax's own (`links`). An ended process closes its connection at once; one that
-hangs or whose host is gone is silent, and is given up after `heartbeat` seconds. jax's own watch, half as patient again, stays behind this
-one: it ends a process without a word of Python.
+hangs or whose host is gone is silent, and is given up after `heartbeat` seconds. jax's own watch, half as patient again and
+behind a `relay`, stays behind this one: it ends a process without a word of Python.
 """
 
 import contextlib

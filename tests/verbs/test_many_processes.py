@@ -148,8 +148,8 @@ def test_a_save_of_two_goes_on_in_one(runs, tmp_path, capsys):
         assert_alike(tmp_path / "run" / stage, runs.one / stage)
 
 
-def test_one_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
-    """The first stage from a save of two, the second from a save of one."""
+def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
+    """The first stage from a save of two, the second from a save of one. jax's service ends with process 0 and does not speak."""
     until_step(runs, tmp_path, "fda", runs.two, 6)
     until_step(runs, tmp_path, "contrast", runs.one, 6)
     argv = ["run", *runs.argv, f"--workdir={tmp_path}"]
@@ -157,13 +157,13 @@ def test_one_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     deadline = time.monotonic() + 600
     while not (tmp_path / "01-fda/checkpoints/8").exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    second.send_signal(signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    text = first.communicate(timeout=600)[0]
-    assert first.returncode == 1 and time.monotonic() - killed < 10, text
-    lines = [line for line in text.splitlines() if line.startswith("segjax: ")]
-    assert len(lines) == 1 and lines[0].startswith("segjax: process 1 (") and "is lost" in lines[0] and "Traceback" not in text, text
-    second.communicate()
+    text = second.communicate(timeout=600)[0]
+    assert second.returncode == 1 and time.monotonic() - killed < 10, text
+    said = [line for line in text.splitlines() if line and "[Gloo]" not in line]
+    assert said[:-1] == ["[1/2] fda"] and said[-1].startswith("segjax: process 0 (") and "is lost" in said[-1], text
+    first.communicate()
     assert not (tmp_path / "01-fda/done.json").exists()
 
     again = start_two(argv, runs.env)
