@@ -31,6 +31,17 @@ def replicated(kernel: Array) -> Array:
     return jax.lax.with_sharding_constraint(kernel, jax.sharding.PartitionSpec())
 
 
+def by_rows(x: Array) -> Array:
+    """Rows of a batch [B,...] spread over every device of the mesh, as they came; as it is where the devices do not divide them.
+
+    Said at the input of each layer, or the compiler may choose to split a scanned network's channels over `fsdp`, as its kernels are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % mesh.size:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(mesh.axis_names))
+
+
 class Conv(nn.Module):
     """Convolution with torch's padding. `padding=None` keeps the size at stride 1."""
 
@@ -48,7 +59,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
         padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
         kernel = replicated(kernel.astype(self.dtype))
-        y = ops.conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
+        y = ops.conv2d(by_rows(x.astype(self.dtype)), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

@@ -5,6 +5,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from segjax.errors import ConfigError
+from segjax.nets.resnet import ResNet
+from segjax.runtime import hlo, hlo_text
 from segjax.runtime import mesh as meshes
 
 
@@ -65,3 +67,25 @@ def test_put_batch_splits_rows_and_keeps_order():
 def test_batch_that_does_not_divide_names_the_way_out():
     with pytest.raises(ConfigError, match=r"12 rows \(target_image\).*8 devices.*batch_size=8"):
         meshes.put_batch({"target_image": np.zeros((12, 2), np.uint8)}, meshes.make_mesh())
+
+
+def test_kernels_over_fsdp_are_gathered_and_activations_are_not():
+    """Without a word at each layer the compiler splits the channels of a scanned network over `fsdp`, and gathers those at every use."""
+    net, mesh = ResNet((3,), 16, strides=(1,), dilations=(1,)), meshes.make_mesh(2, 4)
+    image = jax.ShapeDtypeStruct((16, 16, 32, 3), jnp.float32, sharding=meshes.batch_sharding(mesh))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), image)
+    variables = meshes.with_shardings(shapes, meshes.shard_rules(shapes, mesh, min_size=0))
+
+    def step(variables, image):
+        def loss(params):
+            outputs, after = net.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
+            return jnp.mean(outputs[-1] ** 2), after
+
+        (_, after), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return {"params": jax.tree.map(lambda p, g: p - g, variables["params"], gradient), **after}
+
+    with jax.sharding.set_mesh(mesh):
+        text = jax.jit(step, out_shardings=jax.tree.map(lambda x: x.sharding, variables)).lower(variables, image).compile().as_text()
+    moved = hlo.count(hlo_text.parse(text or "")).moved
+    assert {kind for kind, _ in moved} == {"all-gather", "all-reduce"}
+    assert 0 < moved["all-gather", 4] <= 2 * sum(4 * x.size for x in jax.tree.leaves(shapes))  # forward and backward
