@@ -60,21 +60,19 @@ def of_stage(config, name: str, places: Mapping[str, pathlib.Path]) -> dict[str,
 
 
 def of_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags as a stage's values; `--instruction=@FILE` is that file's text. ConfigError."""
+    """The flags as a stage's values. ConfigError."""
     spec = {key: getattr(args, key) for key in DEFAULTS if hasattr(args, key)}
-    if spec["instruction"].startswith("@"):
-        path = pathlib.Path(spec["instruction"][1:])
-        try:
-            spec["instruction"] = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--instruction=@{path}: cannot be read as UTF-8 text ({error})") from None
     mesh = {"data": -1 if args.devices < 0 else max(args.devices // max(args.fsdp, 1), 1), "fsdp": args.fsdp}
     return completed({**spec, "send": networks.settings(args.send), "mesh": mesh}, "--")
 
 
 def completed(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """With defaults, also those that depend on other values. where: what precedes a key in a message. ConfigError: what cannot be."""
+    """With defaults, also those that depend on other values; the instruction "@FILE" is that file's text, "" the default.
+
+    where: what precedes a key in a message. ConfigError: what cannot be.
+    """
     spec = {**DEFAULTS, **spec}
+    spec["instruction"] = _instruction(spec["instruction"] or captions.INSTRUCTION, where)
     flag = lambda key: f"{where}{key.replace('_', '-') if where == '--' else key}"
     chosen = [key for key in SOURCES if spec[key]]
     if len(chosen) != 1:
@@ -98,6 +96,16 @@ def completed(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     if spec["min_words"] > spec["max_words"]:
         raise ConfigError(f"{flag('min_words')}={spec['min_words']} is more than {flag('max_words')}={spec['max_words']}")
     return spec
+
+
+def _instruction(text: str, where: str) -> str:
+    if not text.startswith("@"):
+        return text
+    path = pathlib.Path(text[1:])
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}instruction={text}: cannot be read as UTF-8 text ({error})") from None
 
 
 def names(spec: Mapping[str, Any]) -> tuple[str, ...]:
