@@ -8,6 +8,8 @@
     images=on (default) | off                 off: the warm-up alone
     ema=released (default) | every_step       every 100 steps, or each
     second_pass=off (default) | on            SAM's own mask goes back in as a prompt
+    head=linear (default) | pooled | text     text: classes are words (fc-clip's of Cityscapes, `classes`, in the prompts of `templates`)
+    ensemble=off (default) | on               answers join the head's classes with those of the frozen CLIP, in words, inside of each mask
     scored=label (default) | resized          resized: as released, labels of BDD100K, Mapillary and ACDC at the size of the prediction
 
 `:quickstart` on the embedded scenes and `:camvid[,sam=mobile]` on photographs draw a small network and train all of it on two CPU cores.
@@ -15,8 +17,9 @@ Generated images come from a diffusion model; in their place the quickstart read
 another look (`stylized`, what `segjax stylize` leaves): dusk is scored there and never seen.
 
 `weights` is the backbone (`segjax convert --input=FILE --layout=clip_openai_vision --prefix=backbone`), `segmenter` SAM's file, `llm` a
-Llama and `sd` a Stable Diffusion 2 directory; `data` as in docs/data.md. Batch 8: six source and two generated images, the share of 5,000
-generated images in the released lists (repeated 2.0, 0.7 and 0.2 times). The last network counts.
+Llama and `sd` a Stable Diffusion 2 directory; for words alone, `clip` is the backbone's whole CLIP and `tokenizer` a folder; `data` as in
+docs/data.md. Batch 8: six source and two generated images, the share of 5,000 generated images in the released lists (repeated 2.0, 0.7
+and 0.2 times); the joint stage reads the first `prefix` of them (default: all). The last network counts.
 """
 
 from collections.abc import Mapping
@@ -24,6 +27,7 @@ from typing import Any
 
 import base
 import uda
+from ml_collections import config_dict
 
 MASK2FORMER = "segjax.nets.mask2former:mask2former"
 WARMUP, CLOUDS = "segjax.methods.clouds_warmup:make", "segjax.methods.clouds:make"
@@ -44,6 +48,11 @@ NETS = {
         "backbone_depths": (3, 6, 40, 3),
         "backbone_num_heads": (1, 2, 5, 8),
     },
+}
+CLIPS = {
+    "clip_convnext_large": ("CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", ""),
+    "clip_rn50": ("RN50.pt", "clip-vit-base-patch32"),
+    "clip_rn101": ("RN101.pt", "clip-vit-base-patch32"),
 }
 NORMS = {"clip_convnext": "(norm|stem_1|downsample_0)", "clip_resnet": "bn", "mit": "norm", "resnet": "bn"}
 SAM, EFFICIENT = "segjax.nets.sam:Sam", "segjax.nets.efficient_sam:EfficientSam"
@@ -68,6 +77,8 @@ OPTIONS = {
     "images": ("on", "off"),
     "ema": ("released", "every_step"),
     "second_pass": ("off", "on"),
+    "head": ("linear", "pooled", "text"),
+    "ensemble": ("off", "on"),
     "scored": ("label", "resized"),
 }
 
@@ -85,7 +96,9 @@ def get_config(arg="gta"):
     config.mesh.data = 1  # batch 8 and 6 + 2: 1 or 2 devices (released: 2)
     config.data, config.weights, config.dtype = "data", f"weights/{net}.safetensors", "float32"
     config.llm, config.sd, config.generated = "Llama-2-70b-chat-hf", "stable-diffusion-2", 5000
+    config.prefix = config_dict.placeholder(int)
     model = {"make": MASK2FORMER, "num_classes": 19, **NETS[net], "frozen": not trainable, "dtype": config.get_oneway_ref("dtype")}
+    model |= classifier(config, net, options.get("head", "linear"), options.get("ensemble", "off") == "on")
     model |= {"weights": config.get_oneway_ref("weights"), "classifier": "fresh"}  # the file has a backbone alone: the rest is drawn
     source = {"gta": base.gta5, "synthia": base.synthia}.get(place, lambda config, **k: base.cityscapes(config, "train", **k))
     data = {
@@ -98,7 +111,7 @@ def get_config(arg="gta"):
     shared = {"model": model, "optimizer": optimizer(place, model), "evaluate": scores(config, place, scored == "resized")}
     trains = {"backbone_trains": net == "mit_b5"}
     if images := options.get("images", "on") == "on":
-        others = {"endpoint": "", "name": "", "templates": "", "file": ""}  # what may stand in the model's place
+        others = {"endpoint": "", "name": "", "templates": "", "file": "", "instruction": ""}  # what may stand in the model's place
         base.add_spec(config, "prompts", {"verb": "prompts", "model": config.get_oneway_ref("llm"), "count": 100, **others})
         prompts = "{stage:prompts}/prompts.jsonl"
         count = config.get_oneway_ref("generated")
@@ -107,12 +120,30 @@ def get_config(arg="gta"):
     base.add_stage(config, "warmup", method=warmup(**trains), data=data, **shared, **early)
     if images:
         drawn = {"make": GENERATED, "root": "{stage:images}", "labelled": False, "label_space": "cityscapes19"}
+        drawn["prefix"] = config.get_oneway_ref("prefix")
         data |= {"target": drawn, "target_crops": {"scale": (1.0, 1.0)}, "target_batch_size": 2}
         changes = {"ema_every": 1 if options.get("ema") == "every_step" else 100, "second_pass": options.get("second_pass") == "on"}
         frozen, segmenter = segmented(config, sam)
         method = joint(segmenter=segmenter, **trains, **changes)
         base.add_stage(config, "joint", method=method, data=data, start_from="warmup", frozen=frozen, batch_size=6, **shared)
     return config
+
+
+def classifier(config: Any, net: str, head: str, ensemble: bool) -> dict[str, Any]:
+    """What gives queries their classes, as settings of `mask2former`. Words are of the text tower of the backbone's own CLIP."""
+    found: dict[str, Any] = {} if head == "linear" else {"class_head": head}
+    if head != "text" and not ensemble:
+        return found
+    if net not in CLIPS:
+        raise base.unknown(f"net={net} with words", tuple(f"net={name}" for name in CLIPS))
+    config.clip, config.tokenizer = CLIPS[net]
+    config.classes, config.templates = "cityscapes19_words", "vild"
+    found |= {"embed_dim": NETS[net]["backbone_embed_dim"]}
+    found |= {"words": {key: config.get_oneway_ref(key) for key in ("clip", "tokenizer", "classes", "templates")}}
+    if ensemble:
+        resnet = net != "clip_convnext_large"  # as released: an empty mask says nothing there
+        found |= {"ensemble": True, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "ensemble_on_valid_mask": resnet}
+    return found
 
 
 def warmup(**changes: Any) -> dict[str, Any]:
@@ -142,7 +173,8 @@ def segmented(config: Any, sam: str) -> tuple[dict[str, Any], dict[str, Any] | N
 
 def optimizer(place: str, model: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """AdamW; no decay on norms and embeddings. The joint stage begins anew."""
-    norms, rates = [r"params/(pixel_decoder|decoder)/.*norm", r"params/decoder/(query_feat|query_embed|level_embed)"], ()
+    words = (r"params/void_embedding",) if "words" in model else ()
+    norms, rates = [*words, r"params/(pixel_decoder|decoder)/.*norm", r"params/decoder/(query_feat|query_embed|level_embed)"], ()
     if not model["frozen"]:
         norms, rates = [*norms, rf"params/backbone/.*{NORMS[model['backbone']]}"], ((r"params/backbone/", 0.1),)
     schedule = {"schedule": "poly", "power": 0.9} if place == "synthia" else {"schedule": "constant"}

@@ -74,7 +74,7 @@ def make(
     if segmenter is not None:
         label_refiner.check(segmenter, prompt_points, second_pass)
     fixed, classes = mask_learning.fixed(model), model.num_classes
-    shared = (mask_learning.BACKBONE,) if averages == "head" else fixed
+    shared = mask_learning.NO_HEAD if averages == "head" else fixed
     losses: dict[str, Any] = dict(weights=Weights(*weights), points=points, ignored=ignored)
     prompts: dict[str, Any] = dict(min_area=min_area, num_points=prompt_points, places=places, erode=erode, chunk=chunk)
     prompts |= dict(remove_overlaps=remove_overlaps, second_pass=second_pass, num_classes=classes)

@@ -123,17 +123,25 @@ class Mask2Former(nn.Module):
         if self.ensemble:
             self.clip_logit_scale = kept("clip_logit_scale", (), float(np.log(100.0)))
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether its classes, or some of its answers, come from words."""
+        return self.ensemble or self.class_head == "text"
+
     def _check_words(self) -> bool:
-        """Whether the network reads words. ConfigError: it cannot."""
+        """`reads_words`. ConfigError: it cannot."""
         if self.class_head not in KINDS:
             raise ConfigError(f"model.class_head={self.class_head!r}: expected one of {', '.join(KINDS)}")
         if self.ensemble and not isinstance(self.backbone, ConvNeXtTower | ModifiedResNet):
             raise ConfigError(f"model.ensemble asks the backbone for its own classes, and {type(self.backbone).__name__} is no CLIP")
-        needed = self.ensemble or self.class_head == "text"
-        if needed and (len(self.synonyms) != self.num_classes or min(self.synonyms) < 1 or self.embed_dim < 1):
+        if self.ensemble and self.embed_dim != self.backbone.embed_dim:
+            told = f"its vectors have {self.backbone.embed_dim} numbers"
+            raise ConfigError(f"model.embed_dim={self.embed_dim}: ensemble compares words with the backbone's own answers, and {told}")
+        countable = len(self.synonyms) == self.num_classes and min(self.synonyms) > 0 and self.embed_dim > 0
+        if self.reads_words and not countable:
             told = f"synonyms={tuple(self.synonyms)}, embed_dim={self.embed_dim}"
             raise ConfigError(f"model: {told}: expected a number of words for each of {self.num_classes} classes, and their length")
-        return needed
+        return self.reads_words
 
     def __call__(self, image: Array, train: bool = False) -> dict[str, Any]:
         """`answer` of `features`."""
@@ -200,7 +208,7 @@ def mask2former(*, num_classes: int, backbone: str = "swin", unroll: int = 1, dt
 
 def with_words(variables: dict[str, Any], words: Array) -> dict[str, Any]:
     """The variables with the text embeddings [S,E] in them, made of length 1: a vector a synonym, class by class, e.g. the mean over prompt
-    templates (`verbs.zero_shot.vectors` of CLIP's text tower). ConfigError: another shape than the network has."""
+    templates (`verbs.words`). ConfigError: another shape than the network has."""
     there = variables["batch_stats"].get("words")
     if there is None or there.shape != words.shape:
         raise ConfigError(

@@ -19,14 +19,14 @@ from segjax.errors import ConfigError, DataError
 from segjax.runtime import mesh as meshes
 from segjax.runtime import optim
 from segjax.typing import Method
-from segjax.verbs import stages
+from segjax.verbs import stages, zero_shot
 from segjax.verbs.resolve import call as call  # these four are used through `build` by the other verbs
 from segjax.verbs.resolve import import_string as import_string
 from segjax.verbs.resolve import nearest
 from segjax.verbs.resolve import plain as plain
 from segjax.verbs.resolve import resolve as resolve
 
-WEIGHT_KEYS = ("weights", "weights_space", "classifier")
+WEIGHT_KEYS = ("weights", "weights_space", "classifier", "words")
 """Keys of a stage's `model` that say what it starts from; the others are the module's attributes."""
 EVALUATE_KEYS = ("size", "split", "score", "scales", "flip", "combine", "window", "stride", "window_batch", "upsample")
 """Keys of a stage's `evaluate.NAME` that say how to score; the others are the data set's arguments."""
@@ -216,6 +216,8 @@ def output_space(name: str, outputs: int, where: str) -> tuple[label_spaces.Labe
 def _assemble(name: str, seed: int, spec: Mapping[str, Any]) -> Stage:
     where = f"config.stages.{name}"
     _check_spec(spec, where)
+    if words := spec["model"].get("words"):
+        spec = {**spec, "model": {**spec["model"], "synonyms": zero_shot.of_model(words, f"{where}.model.words").counts}}
     model = network({key: value for key, value in spec["model"].items() if key not in WEIGHT_KEYS}, f"{where}.model")
     # The schedule ends with the stage unless the config says otherwise (FDA decays over 150 000 steps and stops at 100 000).
     optimizer = call(optim.make_optimizer, {"total_steps": spec["steps"], **spec["optimizer"]}, f"{where}.optimizer")

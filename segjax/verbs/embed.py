@@ -42,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", default="", metavar="FILE|DIR", help="photographs")
     parser.add_argument("--texts", default="", metavar="FILE", help="a text a line")
     parser.add_argument("--text", action="append", default=[], metavar="TEXT", help="one text; may be given several times")
-    parser.add_argument("--classes", default="", metavar="SPACE|FILE", help="a label space, or a file with a class and its synonyms a line")
-    parser.add_argument("--templates", default="", metavar="FILE", help="prompts, one a line, {} for the class")
+    parser.add_argument(
+        "--classes", default="", metavar="SPACE|FILE", help="label space, cityscapes19_words, or a file: class and synonyms a line"
+    )
+    parser.add_argument("--templates", default="", metavar="vild|FILE", help="prompts: ViLD's 14, or a file, one a line, {} for the class")
     parser.add_argument("--dense", action="store_true", help="also a map of the classes for each image")
     parser.add_argument("--dense-size", default="", metavar="WxH", help="size of the images under --dense; default: the network's square")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")

@@ -18,7 +18,7 @@ from segjax.data.sampling import count_labels
 from segjax.data.stream import Stream
 from segjax.errors import ConfigError
 from segjax.runtime import loop, peers
-from segjax.verbs import build, folder, frozen, scores, scoring, stages, startup, variables
+from segjax.verbs import build, folder, frozen, scores, scoring, stages, startup, variables, words
 
 BROKEN = "broken.jsonl"
 """The records that a run could not read and went on without (`data.broken`), one object a line."""
@@ -89,6 +89,8 @@ def train_stage(
     inputs = folder.inputs(datasets, start or stage.spec["model"].get("weights", ""))
     if read := stages.read_by_text(build.plain(config.stages[name])):
         inputs["stages"] = folder.stage_inputs(read, places)
+    if start is None and (read := words.inputs(stage)):
+        inputs["words"] = read
     if weights := frozen.files(stage):
         inputs["frozen"] = frozen.hashes(weights)
     settings = folder.settings(config, name, inputs)
@@ -113,7 +115,7 @@ def train_stage(
         workdir=place,
         mesh=mesh,
         seed=stage.seed,
-        initial_variables=variables.initial(stage, space, start),
+        initial_variables=words.put(stage, variables.initial(stage, space, start), anew=start is None),
         frozen=frozen.load(weights),
         evaluate=functools.partial(_evaluate, scorer, trials),
         host_metrics=ledger.metrics,

@@ -18,6 +18,8 @@ from segjax.verbs import build
 from segjax.weights import safetensors_io, walk
 
 Variables = dict[str, Any]
+WORDS = "batch_stats/words"
+"""Where a network keeps its classes' words (`nets.mask2former`)."""
 _PROBE = (64, 64)  # image size at which shapes are asked for: parameters do not depend on it
 
 
@@ -37,11 +39,14 @@ def shapes(model: Any) -> Variables:
 
 @functools.lru_cache(maxsize=32)
 def classifier_axes(model: Any) -> dict[str, int]:
-    """Flat path -> axis of every leaf whose shape follows `num_classes`: the classifiers, whatever they are called."""
+    """Flat path -> axis of every leaf whose shape follows `num_classes`: the classifiers, whatever they are called; words are none."""
     here = safetensors_io.flatten(shapes(model))
-    more = safetensors_io.flatten(shapes(model.clone(num_classes=model.num_classes + 1)))
+    lists = {name: (*kept, kept[-1]) for name in ("synonyms", "seen") if (kept := getattr(model, name, ()))}
+    more = safetensors_io.flatten(shapes(model.clone(num_classes=model.num_classes + 1, **lists)))
     axes = {}
     for path, leaf in here.items():
+        if path == WORDS:
+            continue
         changed = [axis for axis, size in enumerate(leaf.shape) if more[path].shape[axis] != size]
         if changed:
             axes[path] = changed[0]
@@ -49,9 +54,12 @@ def classifier_axes(model: Any) -> dict[str, int]:
 
 
 def outputs_of(path: pathlib.Path, model: Any) -> tuple[int, str]:
-    """(number of outputs, label space's name or "") of a weights file made for this architecture. WeightsError: no classifier."""
+    """(number of outputs, label space's name or "") of a weights file made for this architecture; where words alone are the classifier,
+    the network's own number. WeightsError: no classifier."""
     arrays, metadata = safetensors_io.read(path)
     axes = classifier_axes(model)
+    if not axes and getattr(model, "reads_words", False):
+        return model.num_classes, metadata.get("label_space", "")
     counts = {arrays[name].shape[axis] for name, axis in axes.items() if name in arrays and arrays[name].ndim > axis}
     if len(counts) != 1:
         raise WeightsError(f"{path}: holds no classifier of {type(model).__name__} ({', '.join(axes)}): is it for another network?")
@@ -88,6 +96,8 @@ def initial(stage: build.Stage, space: label_spaces.LabelSpace, start: pathlib.P
     old, first = build.output_space((start is None and spec.get("weights_space")) or named, count, str(path))
     if count == stage.model.num_classes and old == space:
         return load(path, stage.model)
+    if getattr(stage.model, "reads_words", False):
+        raise ConfigError(f"{path}: has words of {old.name}, and {space.name} needs its own: start from a backbone ({where}.weights)")
     index = label_spaces.mapping(space, old).astype(np.int64)
     lost = [name for name, where_from in zip(space.classes, index, strict=True) if where_from == IGNORE]
     if lost:
@@ -121,15 +131,20 @@ def export(path: pathlib.Path, variables: Variables, *, space: str, metadata: Ma
     return safetensors_io.sha256(path)
 
 
+def drawn(stage: build.Stage) -> Variables:
+    """Fresh variables of a stage's network, by its seed."""
+    found = jax.jit(lambda key: stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False))(jax.random.key(stage.seed))
+    return jax.device_get({"params": found["params"], "batch_stats": found.get("batch_stats", {})})
+
+
 def _with_fresh_classifier(path: pathlib.Path, stage: build.Stage) -> Variables:
     """The file's variables, with the classifier drawn anew, and so every part of the network that the file has nothing of: a head, say."""
-    drawn = jax.jit(lambda key: stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False))(jax.random.key(stage.seed))
-    drawn = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
+    fresh = drawn(stage)
     part = lambda name: "/".join(name.split("/")[:2])
     there = {part(name) for name in safetensors_io.read(path)[0]}
-    absent = {part(name) for name in safetensors_io.flatten(drawn)} - there
-    skip = [f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)] + [f"^{re.escape(name)}/" for name in sorted(absent)]
-    return walk.load_variables(path, jax.device_get(drawn), skip=skip)
+    absent = {part(name) for name in safetensors_io.flatten(fresh)} - there
+    skip = [f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)] + [f"^{re.escape(name)}(/|$)" for name in sorted(absent)]
+    return walk.load_variables(path, fresh, skip=skip)
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> Any:

@@ -104,6 +104,7 @@ def test_what_cannot_be_is_refused():
     for told, message in (
         (dict(class_head="words"), "model.class_head='words': expected one of linear, pooled, text"),
         (dict(class_head="text"), "expected a number of words for each of 2 classes"),
+        ({**TEXT, "embed_dim": 7, "ensemble": True}, "model.embed_dim=7: ensemble compares .* its vectors have 6 numbers"),
     ):
         with pytest.raises(ConfigError, match=message):
             jax.eval_shape(mask2former(**SMALL, **CONVNEXT, **told).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

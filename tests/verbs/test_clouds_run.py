@@ -13,7 +13,8 @@ import tiny_diffusion
 
 from segjax import cli
 from segjax.runtime import loop
-from segjax.verbs import folder, generated, prompt_sources
+from segjax.verbs import folder, generated, networks, prompt_sources, zero_shot
+from segjax.verbs.embedder import Embedder
 from segjax.weights import safetensors_io
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -29,17 +30,18 @@ SYSTEM = """
 
 
     def get_config():
-        config = clouds.get_config("synthia,ema=every_step")
+        config = clouds.get_config("synthia,ema=every_step,head=text,ensemble=on")
         config.llm, config.sd, config.generated, config.weights, config.segmenter = LLM, SD, 5, CLIP, SAM
+        config.clip, config.tokenizer = WHOLE, TOKENIZER
         config.steps, config.batch_size, config.log_every, config.checkpoint_every, config.evaluate_every = 2, 2, 1, 1, 0
         stages = config.stages
         with config.unlocked():
-            own = {"instruction": "A photo of {number} road", "captions": 1, "max_tokens": 8, "min_words": 1, "unit": 2, "count": 5}
+            own = {"captions": 1, "max_tokens": 8, "min_words": 1, "unit": 2, "count": 5}
             stages.prompts.update({**own, "seed": 5, "mesh": {"data": 1, "fsdp": 1}})
             stages.images.update({"steps": 2, "sampler": "ddpm", "devices": 1})
             scenes = {"make": base.STREET_SCENES, "size": (48, 64), "split": "train", "length": 4, "look": "day"}
             for stage in (stages.warmup, stages.joint):
-                stage.model.update({**TOWER, **HEAD, "decoder_layers": 0, "queries": 20})
+                stage.model.update({**TOWER, **HEAD, "decoder_layers": 0, "queries": 20, "embed_dim": 20})
                 stage.method.update({"points": 64})
                 stage.data.update({"crop": (32, 32), "workers": 0})
                 stage.data.source = ConfigDict(scenes)
@@ -52,6 +54,11 @@ SYSTEM = """
         return config
 """
 STAGES = ("prompts", "images", "warmup", "joint")
+INSTRUCTION = "A photo of {number} road"
+
+
+def command(config: str, workdir: pathlib.Path) -> list[str]:
+    return ["run", f"--config={config}", f"--workdir={workdir}", f"--config.stages.prompts.instruction={INSTRUCTION}"]
 
 
 def spec(path: pathlib.Path) -> dict:
@@ -70,6 +77,7 @@ def config(goldens, tmp_path_factory) -> str:
     assert cli.main(["convert", f"--input={goldens / 'mobile_sam/mobile_sam.pt'}", *told, f"--output={sam}"]) == 0
     tower = {f"backbone_{key}": value for key, value in spec(clip).items() if key != "make"}
     known = {"CONFIGS": str(CONFIGS), "LLM": str(goldens / "llama_hf"), "CLIP": str(clip), "SAM": str(sam)}
+    known |= {"WHOLE": str(goldens / "openclip_convnext"), "TOKENIZER": str(goldens / "clip_hf_quickgelu")}
     known |= {"SD": str(tiny_diffusion.write(place / "sd", goldens)), "TOWER": tower, "SEGMENTER": spec(sam)}
     given = "".join(f"    {name} = {value!r}\n" for name, value in known.items())
     (place / "system.py").write_text(textwrap.dedent(given + SYSTEM))
@@ -80,7 +88,7 @@ def config(goldens, tmp_path_factory) -> str:
 def whole(config, tmp_path_factory) -> pathlib.Path:
     """The directory of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert cli.main(["run", f"--config={config}", f"--workdir={workdir}"]) == 0
+    assert cli.main(command(config, workdir)) == 0
     return workdir
 
 
@@ -96,6 +104,7 @@ def results(workdir: pathlib.Path) -> dict:
 def test_every_stage_reads_what_the_one_before_has_left(config, whole, capsys):
     found, place = results(whole), places(whole)
     inputs = {name: json.loads((place[name] / "config.json").read_text())["inputs"] for name in STAGES}
+    assert json.loads((place["prompts"] / "manifest.json").read_text())["instruction"] == INSTRUCTION
     assert inputs["images"]["stages"] == {"prompts": {"prompts_sha256": found["prompts"]["prompts_sha256"]}}
     assert inputs["joint"]["stages"] == {"images": {"manifest_sha256": found["images"]["manifest_sha256"]}}
     assert list(inputs["joint"]["frozen"]["segmenter"]) == ["sam.safetensors"] and "Generated" in inputs["joint"]["data"][1]
@@ -111,12 +120,32 @@ def test_every_stage_reads_what_the_one_before_has_left(config, whole, capsys):
     page = (whole / "report.html").read_text()
     assert "warmup" in page and "joint" in page and found["joint"]["scores"]["dusk"]["images"] == 2
     capsys.readouterr()
-    assert cli.main(["run", f"--config={config}", f"--workdir={whole}"]) == 0
+    assert cli.main(command(config, whole)) == 0
     assert capsys.readouterr().out.count("nothing to do") == len(STAGES)
 
 
+def test_the_words_lie_in_the_weights(config, whole, goldens, tmp_path):
+    """Both stages' networks, `evaluate` and `predict` find them there; no CLIP is opened."""
+    given, place = json.loads((places(whole)["warmup"] / "config.json").read_text())["inputs"]["words"], places(whole)
+    network = networks.load(goldens / "openclip_convnext")
+    encode = Embedder(network, batch_size=64, tokenizer=goldens / "clip_hf_quickgelu", name="clip").texts
+    expected = zero_shot.vectors(zero_shot.classes("cityscapes19_words"), given["templates"], encode)
+    for name in ("warmup", "joint"):
+        flat = safetensors_io.read(place[name] / folder.WEIGHTS)[0]
+        np.testing.assert_allclose(flat["batch_stats/words"], expected, atol=1e-6)
+        assert networks.load(place[name] / folder.WEIGHTS).module.synonyms == (2, 2, 6, 6, 2, 2, 2, 2, 5, 10, 2, 1, 1, 2, 2, 2, 5, 2, 4)
+    assert "words" not in json.loads((place["joint"] / "config.json").read_text())["inputs"]
+    flags = [f"--config={config}", "--config.clip=gone", f"--workdir={whole}"]
+    photograph = next((place["joint"] / "eval").glob("*/samples/*.image.jpg"))
+    assert cli.main(["evaluate", *flags]) == 0
+    again = json.loads(next((place["joint"] / "eval").glob("dusk-val.json")).read_text())
+    assert again["means"] == results(whole)["joint"]["scores"]["dusk"]["means"]
+    assert cli.main(["predict", *flags, f"--input={photograph}", f"--output={tmp_path}", "--no-overlay"]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
 def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(config, whole, tmp_path, monkeypatch):
-    argv = ["run", f"--config={config}", f"--workdir={tmp_path}"]
+    argv = command(config, tmp_path)
 
     def killing(real):
         """`real`, which asks the process to stop before it begins."""

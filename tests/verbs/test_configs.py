@@ -9,8 +9,9 @@ import pytest
 import small_layouts
 
 from segjax import errors
+from segjax.generation import captions
 from segjax.nets.translator import Translator
-from segjax.verbs import build, config_file, evaluate, stages, variables
+from segjax.verbs import build, config_file, evaluate, prompt_values, stages, variables
 from segjax.weights import safetensors_io
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -54,8 +55,8 @@ SPECS = {
     "clouds.py:quickstart": 848_836,
     "clouds.py:camvid,sam=efficient_s": None,
     "clouds.py": 220_024_724,
-    "clouds.py:synthia,net=clip_rn50,sam=off,ema=every_step": None,
-    "clouds.py:gta,net=clip_rn101,training=trainable,images=off,scored=resized": None,
+    "clouds.py:synthia,net=clip_rn50,sam=off,ema=every_step,head=text,ensemble=on": None,
+    "clouds.py:gta,net=clip_rn101,training=trainable,images=off,scored=resized,head=pooled": None,
     "clouds.py:cityscapes,net=mit_b5,sam=vit_h,second_pass=on": None,
 }
 
@@ -328,10 +329,20 @@ def test_the_released_settings_of_clouds():
     learns = load("clouds.py:gta,training=trainable,sam=off,ema=every_step").stages.joint
     assert learns.optimizer.multipliers == ((r"params/backbone/", 0.1),) and not learns.model.frozen and not learns.frozen
     assert (learns.method.segmenter, learns.method.ema_every) == (None, 1)
+    few = load("clouds.py:gta", "--config.prefix=500").stages
+    assert (few.joint.data.target.prefix, few.images.count, joint.data.target.prefix) == (500, 5000, None)
+    words = load("clouds.py:gta,net=clip_rn101,head=text,ensemble=on", "--config.clip=my.pt").stages.joint.model
+    assert (words.words.clip, words.words.templates, words.embed_dim, words.ensemble_on_valid_mask) == ("my.pt", "vild", 512, True)
+    assert "class_head" not in joint.model and load("clouds.py:gta,head=pooled").stages.joint.model.class_head == "pooled"
     own = load("clouds.py:gta", "--config.stages.prompts.model=", "--config.stages.prompts.file=mine.txt", "--config.dtype=bfloat16")
     stages.module(own, "prompts").check_stage(own, "prompts")
+    asked = [
+        prompt_values.of_stage(load("clouds.py:gta", *told), "prompts", {})["instruction"]
+        for told in ([], ["--config.stages.prompts.instruction=Describe {number} streets."])
+    ]
+    assert asked == [captions.INSTRUCTION, "Describe {number} streets."]
     assert own.stages.joint.model.dtype == own.stages.joint.method.segmenter.dtype == "bfloat16"
-    for wrong in ("gta,sam=huge", "quickstart,net=clip_rn50", "bdd"):
+    for wrong in ("gta,sam=huge", "quickstart,net=clip_rn50", "bdd", "gta,net=mit_b5,head=text"):
         with pytest.raises(errors.ConfigError, match=wrong.split("=")[-1].split(",")[-1]):
             load(f"clouds.py:{wrong}")
 
