@@ -142,7 +142,7 @@ def classifier(config: Any, net: str, head: str, ensemble: bool) -> dict[str, An
     found |= {"words": {key: config.get_oneway_ref(key) for key in ("clip", "tokenizer", "classes", "templates")}}
     if ensemble:
         resnet = net != "clip_convnext_large"  # as released: an empty mask says nothing there
-        found |= {"ensemble": True, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "ensemble_on_valid_mask": resnet}
+        found |= {"ensemble": True, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "ensemble_on_valid_mask": resnet, "seen": ()}
     return found
 
 
