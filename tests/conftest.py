@@ -1,5 +1,6 @@
 """Eight CPU devices, a persistent compile cache, and the folders that tests read."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -9,8 +10,10 @@ from segjax.runtime.allocator import keep_pages
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 keep_pages()
-# Unoptimised code compiles in half the time, and the tests compile more than they compute.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Unoptimised code compiles in half the time, and the tests compile more than they compute. Programs cut into parts for many cores, and
+# lines of source in them, cost a tenth of it on two.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # its older code generator takes a third of the time; later ones have none
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = xla_flags(f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}")
@@ -24,6 +27,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 _CACHE = os.environ.get("SEGJAX_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+gc.freeze()  # traces are many small objects that stay: looking for cycles among them takes a twentieth of the time
+gc.set_threshold(200_000, 20, 100)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests" / "goldens"
