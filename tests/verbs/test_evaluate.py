@@ -296,20 +296,26 @@ def test_wrong_scoring_keys():
 
 
 def test_the_torch7_enet_on_camvid(real_data, tmp_path):
-    """OpenCV's own importer gives .4601 on val and .2097 on dusk: image bilinear to 1024x512, prediction nearest back.
+    """Every tenth photograph of val and dusk as OpenCV 4.11's importer labels it: image bilinear to 1024x512, prediction nearest back.
 
-    In a process of its own: 225 images take half the time in optimised code.
+    In a process of its own: optimised code takes half the time. Over all of them OpenCV's means are .4601 and .2097.
     """
     pytest.importorskip("torchfile")
-    weights = tmp_path / "enet.safetensors"
+    weights, camvid = tmp_path / "enet.safetensors", tmp_path / "camvid"
     source = real_data / "weights/enet_cityscapes_torch7/enet-model.net"
     assert cli.main(["convert", f"--input={source}", f"--output={weights}", "--label-space=cityscapes19"]) == 0
-    argv = ["evaluate", f"--config={CONFIGS / 'camvid_day_dusk.py'}", f"--config.data={real_data / 'camvid'}", f"--weights={weights}"]
+    camvid.mkdir()
+    for part, chosen in (("train", "0001TP"), ("val", "0016E5")):
+        pairs = [line for line in (real_data / f"camvid/{part}.txt").read_text().splitlines() if chosen in line]
+        (camvid / f"{part}.txt").write_text("\n".join(pairs[::10]))
+        for place in (part, f"{part}annot"):
+            (camvid / place).symlink_to(real_data / "camvid" / place)
+    argv = ["evaluate", f"--config={CONFIGS / 'camvid_day_dusk.py'}", f"--config.data={camvid}", f"--weights={weights}"]
     command = [sys.executable, "-m", "segjax", *argv, "--config.evaluate_size=(512,1024)", f"--workdir={tmp_path}"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1])}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     found = {name: json.loads((tmp_path / f"eval/{name}.json").read_text())["miou"] for name in ("day-val", "dusk-train")}
-    assert abs(found["day-val"] - 0.460) < 0.005
-    assert abs(found["dusk-train"] - 0.210) < 0.005
+    assert abs(found["day-val"] - 0.4637) < 0.005
+    assert abs(found["dusk-train"] - 0.2239) < 0.005
