@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
@@ -71,11 +72,15 @@ class Block(nn.Module):
         return x + MLP(self.mlp_dim, self.dtype, name="mlp")(y), None
 
 
-def in_windows(function, x: Array, size: int) -> Array:
-    """`function` on windows [B*,size,size,C] of x [B,H,W,C]; x is filled up with zeros at its right and lower edge, which take part."""
+def in_windows(function, x: Array, size: int, outside: Array | None = None) -> Array:
+    """`function` on windows [B*,size,size,C] of x [B,H,W,C]; x is filled up at its right and lower edge, which take part: with zeros or
+    with `outside` [C]."""
     b, h, w, c = x.shape
     rows, columns = -(-h // size), -(-w // size)
     x = jnp.pad(x, ((0, 0), (0, rows * size - h), (0, columns * size - w), (0, 0)))
+    if outside is not None and x.shape[1:3] != (h, w):
+        inside = (np.arange(rows * size) < h)[:, None, None] & (np.arange(columns * size) < w)[:, None]
+        x = jnp.where(inside, x, outside)
     x = x.reshape(b, rows, size, columns, size, c).swapaxes(2, 3).reshape(-1, size, size, c)
     y = function(x).reshape(b, rows, columns, size, size, -1).swapaxes(2, 3)
     return y.reshape(b, rows * size, columns * size, -1)[:, :h, :w]

@@ -27,12 +27,13 @@ class ConvBN(nn.Module):
     stride: int = 1
     depthwise: bool = False
     dtype: DTypeLike = jnp.float32
+    after_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         shared: dict[str, Any] = dict(stride=self.stride, padding=self.kernel_size // 2, use_bias=False, name="c")
         if self.depthwise:
-            x = DepthwiseConv(self.kernel_size, **shared)(x)
+            x = DepthwiseConv(self.kernel_size, costly=self.after_gelu, **shared)(x)
         else:
             x = Conv(self.features, (self.kernel_size, self.kernel_size), dtype=self.dtype, **shared)(x)
         return BatchNorm(name="bn")(x, train)
@@ -48,7 +49,7 @@ class MBConv(nn.Module):
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
         c = x.shape[-1]
         y = gelu(ConvBN(self.expand * c, dtype=self.dtype, name="conv1")(x, train))
-        y = gelu(ConvBN(self.expand * c, 3, depthwise=True, dtype=self.dtype, name="conv2")(y, train))
+        y = gelu(ConvBN(self.expand * c, 3, depthwise=True, dtype=self.dtype, after_gelu=True, name="conv2")(y, train))
         return gelu(x + ConvBN(c, dtype=self.dtype, name="conv3")(y, train)), None
 
 
@@ -62,7 +63,7 @@ class PatchMerging(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = gelu(ConvBN(self.features, dtype=self.dtype, name="conv1")(x, train))
-        x = gelu(ConvBN(self.features, 3, self.stride, True, self.dtype, name="conv2")(x, train))
+        x = gelu(ConvBN(self.features, 3, self.stride, True, self.dtype, True, name="conv2")(x, train))
         return ConvBN(self.features, dtype=self.dtype, name="conv3")(x, train)
 
 
@@ -73,20 +74,27 @@ def offset_index(window: int) -> np.ndarray:
 
 
 class WindowAttention(nn.Module):
-    """LayerNorm and self-attention with a learned bias for every |dy|, |dx|, over windows [N,w,w,C]; q, k, v are packed head by head."""
+    """LayerNorm and self-attention in windows of [B,H,W,C], with a learned bias for every |dy|, |dx|; q, k, v are packed head by head.
+
+    Where a window reaches beyond the image its tokens are zeros before the norm, and take part: what they come to is computed once.
+    """
 
     num_heads: int
     window: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        b, tokens, c = x.shape[0], self.window**2, x.shape[-1]
-        y = LayerNorm(1e-5, name="norm")(x.reshape(b, tokens, c))
-        qkv = Dense(3 * c, name="qkv")(y).reshape(b, tokens, self.num_heads, 3, c // self.num_heads)
+        tokens, c = self.window**2, x.shape[-1]
+        norm, project = LayerNorm(1e-5, name="norm"), Dense(3 * c, name="qkv")
         biases = self.param("attention_biases", nn.initializers.zeros, (self.num_heads, tokens))
-        query, key, value = (qkv[:, :, :, i] for i in range(3))
-        y = attention_with_bias(query, key, value, biases[:, offset_index(self.window)])
-        return Dense(c, name="proj")(y.reshape(b, self.window, self.window, c))
+
+        def attend(qkv: Array) -> Array:
+            qkv = qkv.reshape(-1, tokens, self.num_heads, 3, c // self.num_heads)
+            query, key, value = (qkv[:, :, :, i] for i in range(3))
+            return attention_with_bias(query, key, value, biases[:, offset_index(self.window)])
+
+        outside = project(norm(jnp.zeros((c,), x.dtype)))
+        return Dense(c, name="proj")(in_windows(attend, project(norm(x)), self.window, outside))
 
 
 class MLP(nn.Module):
@@ -110,7 +118,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
-        x = x + in_windows(WindowAttention(self.num_heads, self.window, name="attn"), x, self.window)
+        x = x + WindowAttention(self.num_heads, self.window, name="attn")(x)
         x = ConvBN(x.shape[-1], 3, depthwise=True, dtype=self.dtype, name="local_conv")(x, train)
         return x + MLP(self.dtype, name="mlp")(x), None
 
