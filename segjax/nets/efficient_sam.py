@@ -117,7 +117,9 @@ class EfficientSam(nn.Module):
         del sizes
         return self.image_encoder(normalise(image))
 
-    def decode(self, features: Array, points: Array, labels: Array, masks: Array | None = None, *, multimask: bool = True):
+    def decode(
+        self, features: Array, points: Array, labels: Array, masks: Array | None = None, *, multimask: bool = True, best: bool = False
+    ) -> tuple[Array, Array]:
         """As `Sam.decode`; ConfigError for mask prompts, which this network has not learned."""
         if masks is not None:
             raise ConfigError("EfficientSAM takes no mask prompts: prompt it with points and boxes")
@@ -125,7 +127,8 @@ class EfficientSam(nn.Module):
         grid = features.shape[1], features.shape[2]
         tokens = self.prompt_encoder(points, labels, (grid[0] * self.patch, grid[1] * self.patch))
         valid = jnp.ones(tokens.shape[:3], bool)
-        return self.mask_decoder(features, self.prompt_encoder.positions(grid), tokens, valid, jnp.zeros((1, 1, 1, 1, 1)), multimask)
+        positions, dense = self.prompt_encoder.positions(grid), jnp.zeros((1, 1, 1, 1, 1))
+        return self.mask_decoder(features, positions, tokens, valid, dense, multimask, best)
 
     def __call__(self, image: Array, points: Array, labels: Array):
         """`decode` of `encode`, with three masks a prompt."""

@@ -80,8 +80,12 @@ class Sam(nn.Module):
         """RGB [B,H,W,3] in [0,1] -> features [B,H/16,W/16,C]. sizes [B,2]: height and width of each image within its padded frame."""
         return self.image_encoder(normalise(image, sizes))
 
-    def decode(self, features: Array, points: Array, labels: Array, masks: Array | None = None, *, multimask: bool = True):
+    def decode(
+        self, features: Array, points: Array, labels: Array, masks: Array | None = None, *, multimask: bool = True, best: bool = False
+    ) -> tuple[Array, Array]:
         """(mask logits float32 [B,P,M,4h,4w], predicted IoU float32 [B,P,M]); M = 3 with multimask, else the one for clear prompts.
+
+        best: of those the one of highest predicted IoU, M = 1.
 
         points [B,P,S,2] as (x, y) in pixels of the frame, labels [B,P,S] (`ops.prompts`), masks: logits [B,P,4h,4w]. A prompt in S slots
         with PADDING gives what it gives without: padded slots are masked out of every attention (Hugging Face's label -10 is a zero token
@@ -91,7 +95,7 @@ class Sam(nn.Module):
         grid = features.shape[1], features.shape[2]
         frame = grid[0] * self.patch, grid[1] * self.patch
         tokens, dense, positions = self.prompt_encoder(points, labels, masks, grid, frame)
-        return self.mask_decoder(features, positions, tokens, labels >= NOT_A_POINT, dense, multimask)
+        return self.mask_decoder(features, positions, tokens, labels >= NOT_A_POINT, dense, multimask, best)
 
     def __call__(self, image: Array, points: Array, labels: Array, masks: Array | None = None):
         """`decode` of `encode`, with three masks a prompt."""

@@ -41,8 +41,11 @@ class MaskDecoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, positions: Array, prompts: Array, valid: Array, dense: Array, multimask: bool = True):
-        """features [B,h,w,C], their positions [h,w,C], prompts [B,P,S,C] with valid bool [B,P,S], dense: broadcasts to [B,P,h,w,C]."""
+    def __call__(
+        self, features: Array, positions: Array, prompts: Array, valid: Array, dense: Array, multimask: bool = True, best: bool = False
+    ) -> tuple[Array, Array]:
+        """features [B,h,w,C], their positions [h,w,C], prompts [B,P,S,C] with valid bool [B,P,S], dense: broadcasts to [B,P,h,w,C].
+        best: of the masks the one of highest predicted IoU alone, M = 1."""
         b, h, w, c = features.shape
         p, activation = prompts.shape[1], "gelu" if self.efficient else "relu"
         names = ("iou_token", 1), ("mask_tokens", self.num_masks + 1)
@@ -58,16 +61,21 @@ class MaskDecoder(nn.Module):
         quality = Head(self.iou_hidden, self.num_masks + 1, activation, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
         heads = nn.vmap(Head, in_axes=2, out_axes=2, variable_axes={"params": 0}, split_rngs={"params": True})
         head = heads(c, c // 8, activation, self.dtype, name="output_hypernetworks_mlps")
-        factors = head(tokens[:, :, 1 : output.shape[0]])[:, :, chosen]
-        fine = self._upscale(image.reshape(b * p, h, w, c)).reshape(b, p, 16 * h * w, c // 8)
+        factors, quality = head(tokens[:, :, 1 : output.shape[0]])[:, :, chosen], quality[:, :, chosen].astype(jnp.float32)
+        if best:
+            place = jnp.argmax(quality, 2, keepdims=True)
+            factors, quality = jnp.take_along_axis(factors, place[..., None], 2), jnp.take_along_axis(quality, place, 2)
+        fine = self._upscale(image.reshape(b * p, h * w, c)).reshape(b, p, 16 * h * w, c // 8)
         masks = jnp.einsum("bpmc,bpnc->bpmn", factors, fine, preferred_element_type=jnp.float32)
-        return masks.reshape(b, p, -1, 4 * h, 4 * w), quality[:, :, chosen].astype(jnp.float32)
+        masks = masks.reshape(b, p, -1, h, w, 2, 2, 2, 2).transpose(0, 1, 2, 3, 5, 7, 4, 6, 8)  # rows, then columns, coarse to fine
+        return masks.reshape(b, p, -1, 4 * h, 4 * w), quality
 
     def _upscale(self, x: Array) -> Array:
-        """[N,h,w,C] -> [N,4h,4w,C/8]."""
-        c = x.shape[-1]
-        x = ConvTranspose(c // 4, use_bias=True, dtype=self.dtype, name="upscale_conv1")(x)
+        """[N,h*w,C] -> [N,h*w,2,2,2,2,C/8]: each pixel's (row, column) halves, and theirs. Pixels do not meet here, so they stay apart."""
+        n, pixels, c = x.shape
+        x = ConvTranspose(c // 4, use_bias=True, dtype=self.dtype, name="upscale_conv1")(x.reshape(-1, 1, 1, c))
         name = "upscale_layer_norm"
         norm = GroupNorm(1, 1e-5, self.dtype, name=name) if self.efficient else LayerNorm(1e-6, self.dtype, name=name)
-        x = gelu(norm(x))
-        return gelu(ConvTranspose(c // 8, use_bias=True, dtype=self.dtype, name="upscale_conv2")(x))
+        x = gelu(norm(x.reshape(n, 4 * pixels, c // 4)))
+        x = ConvTranspose(c // 8, use_bias=True, dtype=self.dtype, name="upscale_conv2")(x.reshape(-1, 1, 1, c // 4))
+        return gelu(x).reshape(n, pixels, 2, 2, 2, 2, c // 8)

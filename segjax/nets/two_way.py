@@ -7,16 +7,35 @@ differ (the first has no positions in its self-attention), so they are not scann
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import ACTIVATIONS, Dense, LayerNorm
+from segjax.nets.layers import ACTIVATIONS, Dense, LayerNorm, replicated
 from segjax.ops.attention import attention
 from segjax.ops.attention_to_groups import attention_to_groups
+from segjax.ops.conv import product
+from segjax.ops.folded_attention import image_to_tokens, tokens_to_image
 from segjax.typing import Array
 
 
+class _Weights(nn.Module):
+    """Kernel [inputs,features] and bias of a dense layer, for whoever multiplies by them."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", nn.initializers.truncated_normal(0.02), (inputs, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return replicated(kernel.astype(self.dtype)), bias.astype(self.dtype)
+
+
 class Attention(nn.Module):
-    """query [B,Gq,N,C] to key and value [B,Gk,M,C]: [B,G,N,C]; a single group of either side serves all of the other's."""
+    """query [B,Gq,N,C] to key and value [B,Gk,M,C]: [B,G,N,C]; a single group of either side serves all of the other's.
+
+    On CPU the projections of many pixels are folded into those of few tokens (`ops.folded_attention`).
+    """
 
     num_heads: int
     internal: int
@@ -25,22 +44,45 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
         """mask: bool [B,Gk,M], True = may be attended to."""
-        features, groups = query.shape[-1], max(query.shape[1], key.shape[1])
+        features, groups, split = query.shape[-1], max(query.shape[1], key.shape[1]), (self.num_heads, self.internal // self.num_heads)
+        sizes = {"q_proj": (features, self.internal), "k_proj": (key.shape[-1], self.internal), "v_proj": (value.shape[-1], self.internal)}
+        sizes["out_proj"] = self.internal, features
+        weights = {name: _Weights(size[1], self.dtype, name=name)(size[0]) for name, size in sizes.items()}
+
+        def dense(x: Array, name: str) -> Array:
+            kernel, bias = weights[name]
+            return product(x.astype(self.dtype), kernel) + bias
 
         def heads(x: Array, name: str) -> Array:
-            x = Dense(self.internal, dtype=self.dtype, name=name)(x)
-            return x.reshape(*x.shape[:-1], self.num_heads, self.internal // self.num_heads)
+            return dense(x, name).reshape(*x.shape[:-1], *split)
 
-        query, key, value = heads(query, "q_proj"), heads(key, "k_proj"), heads(value, "v_proj")
-        b, asked, n = query.shape[:3]
-        if asked < groups:
-            mixed = attention_to_groups(query[:, 0], key, value, mask)
-        elif key.shape[1] < groups:  # one image's keys: all prompts' queries are one long row
-            mixed = attention(query.reshape(b, -1, *query.shape[3:]), key[:, 0], value[:, 0])
-        else:
-            query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-            mixed = attention(query, key, value, mask=None if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1]))
-        return Dense(features, dtype=self.dtype, name="out_proj")(mixed.reshape(b, groups, n, self.internal))
+        def plain(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+            query, key, value = heads(query, "q_proj"), heads(key, "k_proj"), heads(value, "v_proj")
+            b, asked, n = query.shape[:3]
+            if asked < groups:
+                mixed = attention_to_groups(query[:, 0], key, value, mask)
+            elif key.shape[1] < groups:  # one image's keys: all prompts' queries are one long row
+                mixed = attention(query.reshape(b, -1, *query.shape[3:]), key[:, 0], value[:, 0])
+            else:
+                query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+                mixed = attention(query, key, value, mask=None if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1]))
+            return dense(mixed.reshape(b, groups, n, self.internal), "out_proj")
+
+        def folded(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+            (b, _, n, _), by_head = query.shape, {name: kernel.reshape(-1, *split) for name, (kernel, _) in weights.items()}
+            if n < key.shape[2]:
+                query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+                bias = weights["v_proj"][1].reshape(split)
+                mixed = tokens_to_image(heads(query, "q_proj"), key, value, by_head["k_proj"], by_head["v_proj"], bias)
+                return dense(mixed.reshape(b, groups, n, self.internal), "out_proj")
+            key, value, bias = heads(key, "k_proj"), heads(value, "v_proj"), weights["q_proj"][1].reshape(split)
+            kernel, out = weights["out_proj"][0].reshape(*split, features), weights["out_proj"][1]
+            return image_to_tokens(query, key, value, by_head["q_proj"], bias, kernel, mask) + out
+
+        few, many = sorted((query.shape[2], key.shape[2]))
+        if key.shape[1] < groups or few == many or few * self.num_heads > self.internal:
+            return plain(query, key, value, mask)
+        return lax.platform_dependent(query, key, value, mask, cpu=folded, default=plain)
 
 
 class MLP(nn.Module):
