@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=768)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--chunk", type=int, default=4, help="prompts of an image that are decoded at a time")
+    parser.add_argument("--chunk", type=int, default=label_refiner.chunk_of(None), help="prompts of an image that are decoded at a time")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / f"refine-{jax.default_backend()}.jsonl")
     args = parser.parse_args()
     scenes = StreetScenes(size=(args.size, args.size), length=args.images)

@@ -71,15 +71,15 @@ def refine_labels(
     num_points: int = NUM_POINTS,
     places: int | None = None,
     erode: bool = False,
-    chunk: int = 4,
+    chunk: int | None = None,
     remove_overlaps: bool = True,
     second_pass: bool = False,
 ) -> Refined:
     """label int [B,H,W] (255: unknown) of RGB images uint8 [B,H,W,3], refined (`ops.sam_refine`). No gradient.
 
     key: one, or one for each image [B]. module: `nets.sam.Sam`, `MobileSam` or `EfficientSam`. features: of `encode`, where they are kept;
-    the image is not read then. chunk: prompts of an image that are decoded at a time. min_area is in pixels of the label (CLOUDS: 5000 of
-    768 x 768).
+    the image is not read then. chunk: prompts of an image that are decoded at a time (`chunk_of`). min_area is in pixels of the label
+    (CLOUDS: 5000 of 768 x 768).
     ConfigError: an image of another size than its label, more points than the network takes, a second pass by EfficientSAM.
     """
     variables = jax.tree.map(jnp.asarray, variables)
@@ -97,7 +97,14 @@ def refine_labels(
     return answer(module, variables, features, label, prompts, **told)
 
 
-def answer(module: Any, variables: Any, features: Array, label: Array, prompts: Prompts, *, chunk: int = 4, **told: Any) -> Refined:
+def chunk_of(chunk: int | None) -> int:
+    """How many prompts are decoded at a time if nobody says: few on a CPU, which gains nothing from more and decodes fewer in vain."""
+    return chunk or (2 if jax.default_backend() == "cpu" else 4)
+
+
+def answer(
+    module: Any, variables: Any, features: Array, label: Array, prompts: Prompts, *, chunk: int | None = None, **told: Any
+) -> Refined:
     """label int [B,H,W] as the network's masks for these prompts make it; features: of `encode`. told: see `ops.sam_refine.refine`."""
     variables = jax.tree.map(jnp.asarray, variables)
     size, side = (label.shape[1], label.shape[2]), module.image_size
@@ -108,12 +115,12 @@ def answer(module: Any, variables: Any, features: Array, label: Array, prompts: 
 
     def decode(image: Array, points: Array, kinds: Array, logits: Array | None) -> tuple[Array, Array]:
         own = sam_refine.chosen(queued, image)
-        return module.apply(variables, own, points * scale, kinds, logits, method="decode", multimask=True)
+        return module.apply(variables, own, points * scale, kinds, logits, method="decode", best=True)
 
     low = 4 * features.shape[1], 4 * features.shape[2]
-    rows, columns = map(jnp.asarray, masks.full_size_matrices(low, (side, side), inner, size, stretch=module.stretch))
-    enlarge = lambda logits: masks.full_size(logits, rows, columns)
-    chunk = min(chunk, prompts.valid.shape[1])
+    rows, columns = masks.full_size_matrices(low, (side, side), inner, size, stretch=module.stretch)
+    enlarge = lambda logits: masks.enlarged(logits, rows, columns)
+    chunk = min(chunk_of(chunk), prompts.valid.shape[1])
     return sam_refine.refine(label, prompts, decode, enlarge, chunk=chunk, queues=queues, max_slots=module.max_slots, **told)
 
 

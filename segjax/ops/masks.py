@@ -49,6 +49,21 @@ def full_size(logits: Array, rows: Array, columns: Array) -> Array:
     return jnp.matmul(tall, jnp.asarray(columns).T, precision=highest)
 
 
+def enlarged(logits: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    """`full_size` by matrices that are known when it is traced: on CPU a row is a sum of the few rows that make it, not a product."""
+    there = rows != 0
+    first, last = there.argmax(1), rows.shape[1] - 1 - there[:, ::-1].argmax(1)
+    reach = int((last - first).max()) + 1
+    index = np.minimum(first, rows.shape[1] - reach)[:, None] + np.arange(reach)
+    share = np.take_along_axis(rows, index, 1)
+
+    def takes(logits: Array) -> Array:
+        wide = jnp.matmul(logits.astype(jnp.float32), jnp.asarray(columns).T, precision=lax.Precision.HIGHEST)
+        return sum(jnp.take(wide, index[:, n], -2, mode="clip") * share[:, n, None] for n in range(reach))  # pyright: ignore[reportReturnType]
+
+    return lax.platform_dependent(logits, cpu=takes, default=lambda logits: full_size(logits, jnp.asarray(rows), jnp.asarray(columns)))
+
+
 def stability_score(logits: Array, *, threshold: float = 0.0, offset: float = 1.0) -> Array:
     """Pixels above threshold + offset per pixel above threshold - offset, of mask logits [...,H,W]: [...] in 0..1, 0 where there is none.
 

@@ -8,25 +8,24 @@ Source: yasserben/CLOUDS clouds/clouds.py and my_utils/mask_utils.py. Here one d
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops import component_pixels, components
+from segjax.ops import component_pixels, components, mask_claims
+from segjax.ops.mask_claims import Claims, claimed, no_claims
 from segjax.ops.mask_losses import Targets
 from segjax.ops.prompts import NOT_A_POINT, PADDING, POSITIVE
-from segjax.typing import IGNORE, Array, Key
+from segjax.typing import Array, Key
 
 MIN_AREA, NUM_POINTS = 5000, 5
 
 Decode: TypeAlias = Callable[[Array, Array, Array, Array | None], tuple[Array, Array]]
 """(image int [Q]: which of its queue each is, points [Q,n,S,2] in pixels of the label map, labels [Q,n,S] of `ops.prompts`, mask logits
 [Q,n,h,w] or None) -> (mask logits [Q,n,m,h,w], predicted IoU [Q,n,m])."""
-Enlarge: TypeAlias = Callable[[Array], Array]
-"""Mask logits [Q,h,w] -> those at the size of the label map [Q,H,W]."""
 
 
 class Prompts(NamedTuple):
@@ -95,7 +94,7 @@ def refine(
     label: Array,
     prompts: Prompts,
     decode: Decode,
-    enlarge: Enlarge,
+    enlarge: mask_claims.Enlarge,
     *,
     num_classes: int,
     chunk: int = 4,
@@ -121,20 +120,27 @@ def refine(
     turns = -(-queued(jnp.sum(prompts.valid, 1, dtype=jnp.int32)) // chunk)
     until = jnp.cumsum(turns, 1)
 
-    def decoded(state: tuple[Array, "Claims"]) -> tuple[Array, "Claims"]:
+    def decoded(state: tuple[Array, Claims]) -> tuple[Array, Claims]:
+        """All turns until a queue comes to its next image: what does not depend on a prompt is computed before the first of them."""
         turn, claims = state
         image = jnp.minimum(jnp.sum(until <= turn, 1), until.shape[1] - 1)
-        first = jnp.take_along_axis(until - turns, image[:, None], 1)[:, 0]
-        place = jnp.minimum((turn - first) * chunk, parts[0].shape[2] - chunk)
-        cut = lambda x, n, start: lax.dynamic_slice_in_dim(x[n], start, chunk, 0)
-        points, kinds, classes, valid = (jax.vmap(cut)(x, image, place) for x in parts)
-        best = _best(*decode(image, points, kinds, None))
-        if second_pass:
-            best = _best(*decode(image, points, kinds, best))
-        valid &= (turn < until[:, -1])[:, None]
+        first, last = (jnp.take_along_axis(x, image[:, None], 1)[:, 0] for x in (until - turns, until))
+        busy = turn < until[:, -1]
+        stop = jnp.where(busy, last, until.max()).min()
+
+        def step(state: tuple[Array, Claims]) -> tuple[Array, Claims]:
+            turn, own = state
+            place = jnp.minimum((turn - first) * chunk, parts[0].shape[2] - chunk)
+            cut = lambda x, n, start: lax.dynamic_slice_in_dim(x[n], start, chunk, 0)
+            points, kinds, classes, valid = (jax.vmap(cut)(x, image, place) for x in parts)
+            best = _best(*decode(image, points, kinds, None))
+            if second_pass:
+                best = _best(*decode(image, points, kinds, best))
+            return turn + 1, claimed(own, enlarge, best, classes, valid & busy[:, None])
+
         own = jax.tree.map(lambda x: chosen(x, image), claims)
-        own = claimed(own, enlarge, best, classes, valid)
-        return turn + 1, jax.tree.map(lambda x, new: _replaced(x, image, new), claims, own)
+        turn, own = lax.while_loop(lambda state: state[0] < stop, step, (turn, own))
+        return turn, jax.tree.map(lambda x, new: _replaced(x, image, new), claims, own)
 
     start = jnp.int32(0), jax.tree.map(queued, no_claims(label.shape, num_classes))
     _, claims = lax.while_loop(lambda state: state[0] < until[:, -1].max(), decoded, start)
@@ -164,47 +170,14 @@ def _best(logits: Array, iou: Array) -> Array:
     return jnp.take_along_axis(logits, jnp.argmax(iou, 2)[:, :, None, None, None], 2)[:, :, 0]
 
 
-class Claims(NamedTuple):
-    """What masks have claimed so far. count uint8 [B,H,W]: by how many masks, at most 2. classes: tuple of uint32 [B,H,W], one bit a
-    class (32 classes each): by masks of which classes."""
-
-    count: Array
-    classes: tuple[Array, ...]
-
-
-def no_claims(shape: tuple[int, ...], num_classes: int) -> Claims:
-    """Before the first mask, for label maps of `shape`."""
-    return Claims(jnp.zeros(shape, jnp.uint8), tuple(jnp.zeros(shape, jnp.uint32) for _ in range(-(-num_classes // 32))))
-
-
-def claimed(claims: Claims, enlarge: Enlarge, logits: Array, classes: Array, valid: Array) -> Claims:
-    """After the masks of logits [B,n,h,w], of classes int [B,n], where valid bool [B,n]. One full-size mask an image exists at a time."""
-
-    def one(claims: Claims, part: tuple[Array, ...]) -> tuple[Claims, None]:
-        logits, kind, valid = part
-        mask = (enlarge(logits) > 0) & valid[:, None, None]
-        count = jnp.minimum(claims.count + mask, 2).astype(jnp.uint8)
-        bits = lambda word: jnp.where(kind // 32 == word, jnp.uint32(1) << (kind % 32).astype(jnp.uint32), jnp.uint32(0))
-        words = tuple(old | jnp.where(mask, bits(n)[:, None, None], jnp.uint32(0)) for n, old in enumerate(claims.classes))
-        return Claims(count, words), None
-
-    parts: Any = tuple(jnp.moveaxis(x, 1, 0) for x in (logits, classes, valid))
-    return lax.scan(one, claims, parts)[0]
-
-
 def combined(label: Array, claims: Claims, prompts: Prompts, num_classes: int, remove_overlaps: bool) -> Refined:
     """The refined map and masks of all claims; the label itself for an image without prompts."""
-    ids = jnp.arange(num_classes)
-    words = jnp.stack(claims.classes, -1)
-    masks = ((words[..., ids // 32] >> (ids % 32).astype(jnp.uint32)) & 1).astype(bool)
-    if remove_overlaps:
-        masks &= (claims.count == 1)[..., None]
     prompted = prompts.valid.any(1)
-    own = label[..., None] == ids.astype(label.dtype)
-    masks = jnp.where(prompted[:, None, None, None], masks, own)
-    asked = jnp.any((prompts.label[..., None] == ids) & prompts.valid[..., None], 1)
-    there = jnp.where(prompted[:, None], asked, own.any((1, 2)))
-    highest = jnp.max(jnp.where(masks, ids, -1), -1)
-    refined = jnp.where(highest < 0, IGNORE, highest).astype(jnp.uint8)
-    targets = Targets(masks, jnp.where(there, ids, -1).astype(jnp.int32))
-    return jax.tree.map(lax.stop_gradient, Refined(refined, targets, jnp.sum(prompts.valid, 1, dtype=jnp.int32)))
+    claimed_once = (claims.count == 1) | (not remove_overlaps)
+    own, of_masks = mask_claims.of_label(label, num_classes), [jnp.where(claimed_once, word, 0) for word in claims.classes]
+    words = [jnp.where(prompted[:, None, None], *pair) for pair in zip(of_masks, own, strict=True)]
+    asked = jnp.any((prompts.label[..., None] == jnp.arange(num_classes)) & prompts.valid[..., None], 1)
+    left = mask_claims.by_class([lax.reduce(word, jnp.uint32(0), lax.bitwise_or, (1, 2)) for word in words], num_classes)
+    classes = jnp.where(jnp.where(prompted[:, None], asked, left), jnp.arange(num_classes), -1)
+    targets = Targets(mask_claims.by_class(words, num_classes), classes.astype(jnp.int32))
+    return jax.tree.map(lax.stop_gradient, Refined(mask_claims.highest(words), targets, jnp.sum(prompts.valid, 1, dtype=jnp.int32)))

@@ -21,12 +21,16 @@ def test_full_size_equals_torch_in_three_steps(size):
     logits = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     inner = masks.fitted(size, 128)
     want = resize(resize(torch.from_numpy(logits), (128, 128))[..., : inner[0], : inner[1]], size).numpy()
-    got = masks.full_size(jnp.asarray(logits), *masks.full_size_matrices((32, 32), (128, 128), inner, size))
+    matrices = masks.full_size_matrices((32, 32), (128, 128), inner, size)
+    got = masks.full_size(jnp.asarray(logits), *matrices)
     assert got.shape == (2, 3, *size)
+    np.testing.assert_allclose(masks.enlarged(jnp.asarray(logits), *matrices), got, rtol=0, atol=1e-5)
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)  # torch computes positions in float32
     stretched = torch.nn.functional.interpolate(torch.from_numpy(logits), size, mode="bicubic").numpy()
-    got = masks.full_size(jnp.asarray(logits), *masks.full_size_matrices((32, 32), (128, 128), (128, 128), size, stretch=True))
+    matrices = masks.full_size_matrices((32, 32), (128, 128), (128, 128), size, stretch=True)
+    got = masks.full_size(jnp.asarray(logits), *matrices)
     np.testing.assert_allclose(got, stretched, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(masks.enlarged(jnp.asarray(logits), *matrices), got, rtol=0, atol=1e-5)
 
 
 def test_bicubic_equals_torch():
