@@ -9,6 +9,7 @@ import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
+_MADV_HUGEPAGE, _LARGE_PAGE = 14, 1 << 21  # mman.h; bytes
 _OWN = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "MALLOC_ARENA_MAX_")
 KEEP = "SEGJAX_KEEP_PAGES"
 
@@ -26,4 +27,21 @@ def keep_pages() -> bool:
     except (OSError, AttributeError):
         return False
     # One arena, grown at its end and never trimmed (-1): an arena of a thread is mapped, and so would be unmapped.
-    return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+    kept = all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+    if kept:
+        _ask_for_large_pages(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    return kept
+
+
+def _ask_for_large_pages(size: int) -> None:
+    """Pages of 2 MB for the next `size` bytes that malloc takes, where the kernel leaves that to programs ("madvise", its usual setting).
+
+    Nothing is touched here: a block is asked for, marked and freed, and stays at the arena's end. Without room for it all stays as it was.
+    """
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.madvise.argtypes, library.free.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], [ctypes.c_void_p]
+    if place := library.malloc(size):
+        first = -(-place // _LARGE_PAGE) * _LARGE_PAGE
+        library.madvise(first, (place + size - first) // _LARGE_PAGE * _LARGE_PAGE, _MADV_HUGEPAGE)
+        library.free(place)
