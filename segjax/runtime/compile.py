@@ -54,12 +54,14 @@ class Report:
         return f"step: {', '.join(parts)}; {times}, for {self.devices} device{'s' if self.devices > 1 else ''}"
 
 
-def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, mesh: Mesh) -> tuple[jax.stages.Compiled, Report]:
+def compile_step(
+    method: Method, state_spec: Any, frozen: Any, batch_spec: Any, mesh: Mesh, options: dict[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, Report]:
     """`method.step` compiled for these shapes, with the state donated, and its report (printed).
 
-    state_spec, batch_spec: ShapeDtypeStructs with shardings; frozen: arrays on the mesh or such specs. The state leaves as it
-    came, metrics are replicated. Raises SegjaxError when the step changes a shape, dtype or the structure of its state, and when
-    the device has too little memory.
+    state_spec, batch_spec: ShapeDtypeStructs with shardings; frozen: arrays on the mesh or such specs. options: XLA's, for this program
+    alone. The state leaves as it came, metrics are replicated. Raises SegjaxError when the step changes a shape, dtype or the structure of
+    its state, and when the device has too little memory.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state_spec, frozen, batch_spec))
     jitted = jax.jit(method.step, in_shardings=shardings, out_shardings=(shardings[0], replicated(mesh)), donate_argnums=0)
@@ -71,18 +73,18 @@ def compile_step(method: Method, state_spec: Any, frozen: Any, batch_spec: Any, 
         _check_state(state_spec, jax.eval_shape(method.step, state_spec, frozen, batch_spec)[0])
         raise
     _check_state(state_spec, traced.out_info[0])
-    compiled, report = finish(traced, begun, mesh)
+    compiled, report = finish(traced, begun, mesh, options)
     say(str(report))
     return compiled, report
 
 
-def finish(traced: Any, begun: float, mesh: Mesh) -> tuple[jax.stages.Compiled, Report]:
+def finish(traced: Any, begun: float, mesh: Mesh, options: dict[str, Any] | None = None) -> tuple[jax.stages.Compiled, Report]:
     """Lower and compile what `jax.jit(...).trace(...)` gave, and say what the compiler knows about it. begun: `time.monotonic()` before the
     trace. SegjaxError when the device has too little memory."""
     lowered = traced.lower()
     between = time.monotonic()
     with out_of_memory_told():
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
     sizes = {f"{kind}_bytes": getattr(memory, f"{kind}_size_in_bytes", None) for kind in ("argument", "output", "temp", "alias")}

@@ -1,8 +1,12 @@
 """`segjax bench --topology`: a stage's whole training step compiled for a TPU slice that is not here, and what the program says."""
 
+import pathlib
 import re
+import tempfile
 import time
 from typing import Any
+
+import jax
 
 from segjax.errors import SegjaxError
 from segjax.runtime import chips, hlo, hlo_text, topology
@@ -26,14 +30,15 @@ def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int =
     begun = time.process_time()
     step = bench_step.of_stage(config, stage_name, where, per_device)
     found = {"kind": "topology", **step.about, "topology": name, "devices": where.size, "mesh": dict(where.shape)}
-    try:
-        compiled, report = compile_step(step.method, step.state, step.frozen, step.batch, where)
-    except SegjaxError as error:
-        if not (used := _USED.search(str(error.__cause__ or error))):
-            raise
-        bytes_used, limit = (float(used[i]) * 1024 ** ("KMGT".index(used[i + 1]) + 1) for i in (1, 3))
-        return {**found, "fits": False, "peak_bytes": bytes_used, "limit_bytes": limit, "cpu_seconds": time.process_time() - begun}
-    totals = hlo.count(hlo_text.parse(compiled.as_text() or ""))
+    with tempfile.TemporaryDirectory(prefix="segjax-") as folder:
+        try:
+            compiled, report = compile_step(step.method, step.state, step.frozen, step.batch, where, {"xla_dump_to": folder})
+        except SegjaxError as error:
+            if not (used := _USED.search(str(error.__cause__ or error))):
+                raise
+            bytes_used, limit = (float(used[i]) * 1024 ** ("KMGT".index(used[i + 1]) + 1) for i in (1, 3))
+            return {**found, "fits": False, "peak_bytes": bytes_used, "limit_bytes": limit, "cpu_seconds": time.process_time() - begun}
+        totals = hlo.count(hlo_text.parse(_text(compiled, pathlib.Path(folder))))
     costs = compiled.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     model = chips.step_time(totals, chip, efficiency)
@@ -64,6 +69,16 @@ def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int =
         "compile_seconds": report.compile_seconds,
         "cpu_seconds": time.process_time() - begun,
     }
+
+
+def _text(compiled: jax.stages.Compiled, dumped: pathlib.Path) -> str:
+    """The optimized program: as jax prints it, else as the compiler wrote it down (libtpu 0.0.52 has programs that it cannot print)."""
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        if not (files := sorted(dumped.glob("*.jit_step.*after_optimizations.txt"))):
+            raise
+        return files[-1].read_text(encoding="utf-8")
 
 
 def table(row: dict[str, Any]) -> str:

@@ -13,8 +13,9 @@ import pytest
 from segjax import cli
 from segjax.data import pipeline
 from segjax.errors import ConfigError, WeightsError
+from segjax.runtime import hlo, hlo_text
 from segjax.runtime import mesh as meshes
-from segjax.verbs import bench_shapes, bench_step, build, config_file, frozen
+from segjax.verbs import bench_shapes, bench_step, bench_topology, build, config_file, frozen
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install libtpu)")
@@ -134,6 +135,22 @@ def test_what_does_not_fit_is_said(tiny_config, tmp_path, capsys):
     row = json.loads(out.read_text())
     assert not row["fits"] and row["peak_bytes"] > row["limit_bytes"] > 10e9
     assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_a_program_that_jax_cannot_print_is_read_as_the_compiler_wrote_it_down(tmp_path):
+    def step(a, b):
+        return (a @ b).sum()
+
+    compiled = jax.jit(step).lower(*[jnp.ones((16, 16))] * 2).compile(compiler_options={"xla_dump_to": str(tmp_path)})
+
+    class Unprintable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update instruction should have 1 operands")
+
+    printed, written = (hlo.count(hlo_text.parse(bench_topology._text(each, tmp_path))) for each in (compiled, Unprintable()))
+    assert printed == written and written.flops == 2 * 16**3
+    with pytest.raises(jax.errors.JaxRuntimeError, match="async-update"):
+        bench_topology._text(Unprintable(), tmp_path / "empty")
 
 
 STEPPING = """
