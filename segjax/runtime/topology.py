@@ -10,7 +10,7 @@ from segjax.errors import ConfigError
 from segjax.runtime.chips import CHIPS, Chip
 
 INSTALL = 'pip install "segjax[tpu]"'
-KNOWN = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:2x2, v6e:16x16"
+KNOWN = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:2x2, v6e:4x4, v6e:16x16"
 
 
 def devices(name: str) -> list[Any]:
