@@ -113,9 +113,9 @@ def answer(
     queues = queues_of(len(label))
     queued = features.reshape(queues, -1, *features.shape[1:])
 
-    def decode(image: Array, points: Array, kinds: Array, logits: Array | None) -> tuple[Array, Array]:
+    def decode(image: Array, points: Array, kinds: Array, logits: Array | None) -> Array:
         own = sam_refine.chosen(queued, image)
-        return module.apply(variables, own, points * scale, kinds, logits, method="decode", best=True)
+        return module.apply(variables, own, points * scale, kinds, logits, method="decode", best=True)[0][:, :, 0]
 
     low = 4 * features.shape[1], 4 * features.shape[2]
     rows, columns = masks.full_size_matrices(low, (side, side), inner, size, stretch=module.stretch)

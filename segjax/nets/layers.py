@@ -66,10 +66,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One `kernel_size` x `kernel_size` kernel [k,k,1,C] a channel, with torch's padding. `padding=None` keeps the size at stride 1.
-
-    costly: what it is called with comes of a GELU or the like (`depthwise_conv2d`).
-    """
+    """One `kernel_size` x `kernel_size` kernel [k,k,1,C] a channel, with torch's padding. `padding=None` keeps the size at stride 1."""
 
     kernel_size: int = 3
     stride: int = 1
@@ -78,15 +75,13 @@ class DepthwiseConv(nn.Module):
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     dtype: DTypeLike = jnp.float32
-    costly: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
         padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
         kernel = replicated(kernel.astype(self.dtype))
-        told: Any = dict(stride=self.stride, dilation=self.dilation, padding=padding, costly=self.costly)
-        y = depthwise_conv2d(x.astype(self.dtype), kernel, **told)
+        y = depthwise_conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(self.dtype)
         return y

@@ -27,13 +27,12 @@ class ConvBN(nn.Module):
     stride: int = 1
     depthwise: bool = False
     dtype: DTypeLike = jnp.float32
-    after_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         shared: dict[str, Any] = dict(stride=self.stride, padding=self.kernel_size // 2, use_bias=False, name="c")
         if self.depthwise:
-            x = DepthwiseConv(self.kernel_size, costly=self.after_gelu, **shared)(x)
+            x = DepthwiseConv(self.kernel_size, **shared)(x)
         else:
             x = Conv(self.features, (self.kernel_size, self.kernel_size), dtype=self.dtype, **shared)(x)
         return BatchNorm(name="bn")(x, train)
@@ -49,7 +48,7 @@ class MBConv(nn.Module):
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
         c = x.shape[-1]
         y = gelu(ConvBN(self.expand * c, dtype=self.dtype, name="conv1")(x, train))
-        y = gelu(ConvBN(self.expand * c, 3, depthwise=True, dtype=self.dtype, after_gelu=True, name="conv2")(y, train))
+        y = gelu(ConvBN(self.expand * c, 3, depthwise=True, dtype=self.dtype, name="conv2")(y, train))
         return gelu(x + ConvBN(c, dtype=self.dtype, name="conv3")(y, train)), None
 
 
@@ -63,7 +62,7 @@ class PatchMerging(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = gelu(ConvBN(self.features, dtype=self.dtype, name="conv1")(x, train))
-        x = gelu(ConvBN(self.features, 3, self.stride, True, self.dtype, True, name="conv2")(x, train))
+        x = gelu(ConvBN(self.features, 3, self.stride, True, self.dtype, name="conv2")(x, train))
         return ConvBN(self.features, dtype=self.dtype, name="conv3")(x, train)
 
 

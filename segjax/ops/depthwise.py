@@ -18,16 +18,13 @@ from segjax.typing import Array
 _LANES = 32  # columns of partial sums that the kernel's gradient keeps (measured on 2 cores)
 
 
-def depthwise_conv2d(
-    x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, padding: Padding | None = None, costly: bool = False
-) -> Array:
+def depthwise_conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, padding: Padding | None = None) -> Array:
     """Cross-correlation of each channel of x [B,H,W,C] with its own kernel [kh,kw,1,C], as torch's `conv2d(groups=C)`.
 
     padding: torch's symmetric one by default, which keeps the size at stride 1 and odd kernels. Returns [B,h,w,C] of x's type.
-    costly: x comes of a function like GELU, which XLA on CPU would otherwise compute in two passes around the padding.
     """
     padding = same_padding((kernel.shape[0], kernel.shape[1]), dilation) if padding is None else padding
-    return _depthwise(x, kernel, stride, dilation, padding, costly)
+    return _depthwise(x, kernel, stride, dilation, padding)
 
 
 def _grouped(x: Array, kernel: Array, stride: int, dilation: int, padding: Padding) -> Array:
@@ -36,10 +33,10 @@ def _grouped(x: Array, kernel: Array, stride: int, dilation: int, padding: Paddi
     return lax.conv_general_dilated(x, kernel, steps, padding, None, rates, numbers, feature_group_count=x.shape[-1])
 
 
-def _shifted(x: Array, kernel: Array, stride: int, dilation: int, padding: Padding, costly: bool = False) -> Array:
+def _shifted(x: Array, kernel: Array, stride: int, dilation: int, padding: Padding) -> Array:
     """One multiply-add a tap, summed in float32."""
     kh, kw = kernel.shape[:2]
-    x = lax.optimization_barrier(_padded(lax.optimization_barrier(x), padding)) if costly else _padded(x, padding)
+    x = _padded(x, padding)
     h, w = ((size - dilation * (k - 1) - 1) // stride + 1 for size, k in zip(x.shape[1:3], (kh, kw), strict=True))
     total = jnp.zeros((x.shape[0], h, w, x.shape[-1]), jnp.float32)
     for i in range(kh):
@@ -56,18 +53,17 @@ def _tap(x: Array, row: int, column: int, h: int, w: int, stride: int) -> Array:
     return x[:, row : row + (h - 1) * stride + 1 : stride, column : column + (w - 1) * stride + 1 : stride]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _depthwise(x, kernel, stride, dilation, padding, costly):
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x, kernel, stride, dilation, padding):
     options = dict(stride=stride, dilation=dilation, padding=padding)
-    shifted = partial(_shifted, **options, costly=costly)
-    return lax.platform_dependent(x, kernel, cpu=shifted, default=partial(_grouped, **options))
+    return lax.platform_dependent(x, kernel, cpu=partial(_shifted, **options), default=partial(_grouped, **options))
 
 
-def _forward(x, kernel, stride, dilation, padding, costly):
-    return _depthwise(x, kernel, stride, dilation, padding, costly), (x, kernel)
+def _forward(x, kernel, stride, dilation, padding):
+    return _depthwise(x, kernel, stride, dilation, padding), (x, kernel)
 
 
-def _backward(stride, dilation, padding, costly, saved, dy):
+def _backward(stride, dilation, padding, saved, dy):
     def reference(x, kernel, dy):
         return jax.vjp(lambda a, b: _grouped(a, b, stride, dilation, padding), x, kernel)[1](dy)
 

@@ -23,9 +23,9 @@ from segjax.typing import Array, Key
 
 MIN_AREA, NUM_POINTS = 5000, 5
 
-Decode: TypeAlias = Callable[[Array, Array, Array, Array | None], tuple[Array, Array]]
+Decode: TypeAlias = Callable[[Array, Array, Array, Array | None], Array]
 """(image int [Q]: which of its queue each is, points [Q,n,S,2] in pixels of the label map, labels [Q,n,S] of `ops.prompts`, mask logits
-[Q,n,h,w] or None) -> (mask logits [Q,n,m,h,w], predicted IoU [Q,n,m])."""
+[Q,n,h,w] or None) -> mask logits [Q,n,h,w], of the masks that a network has for a prompt the one of highest predicted IoU."""
 
 
 class Prompts(NamedTuple):
@@ -133,9 +133,9 @@ def refine(
             place = jnp.minimum((turn - first) * chunk, parts[0].shape[2] - chunk)
             cut = lambda x, n, start: lax.dynamic_slice_in_dim(x[n], start, chunk, 0)
             points, kinds, classes, valid = (jax.vmap(cut)(x, image, place) for x in parts)
-            best = _best(*decode(image, points, kinds, None))
+            best = decode(image, points, kinds, None)
             if second_pass:
-                best = _best(*decode(image, points, kinds, best))
+                best = decode(image, points, kinds, best)
             return turn + 1, claimed(own, enlarge, best, classes, valid & busy[:, None])
 
         own = jax.tree.map(lambda x: chosen(x, image), claims)
@@ -163,11 +163,6 @@ def _replaced(x: Array, image: Array, new: Array) -> Array:
     if len(x) == 1:
         return lax.dynamic_update_index_in_dim(x, new, image[0], 1)
     return jax.vmap(lambda x, n, new: lax.dynamic_update_index_in_dim(x, new, n, 0))(x, image, new)
-
-
-def _best(logits: Array, iou: Array) -> Array:
-    """The mask of highest predicted IoU: [B,n,m,h,w] -> [B,n,h,w]."""
-    return jnp.take_along_axis(logits, jnp.argmax(iou, 2)[:, :, None, None, None], 2)[:, :, 0]
 
 
 def combined(label: Array, claims: Claims, prompts: Prompts, num_classes: int, remove_overlaps: bool) -> Refined:

@@ -5,7 +5,7 @@ What is read (nothing else, so the page can be made on another machine, of a run
     DIR/NN-STAGE/                      one folder a stage as `segjax run` leaves it; or DIR itself is one stage as `segjax train` leaves it
       config.json                      the resolved config of the stage
       run.json                         {"command", "started", "versions": {name: version}, "devices", "mesh", "git" or "commit"}; any subset
-      metrics.jsonl                    {"step": 100, "loss/ce": 1.23, "images_per_sec": ...} lines; a half-written last line is skipped
+      metrics.jsonl                    {"step": 100, "loss/ce": 1.23, "images_per_s": ...} lines; a half-written last line is skipped
       done.json                        its presence marks the stage as finished
       pseudo.json, pseudo.png          of a stage that made pseudo-labels, as `segjax pseudo-label` leaves them
       eval/DATASET-SPLIT.json          the newest score, as `segjax evaluate` writes it:

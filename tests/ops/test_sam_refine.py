@@ -18,19 +18,19 @@ def test_masks_become_the_originals_classes(goldens, seed):
     raw = np.load(goldens / f"09b_clouds_combine_s{seed}.npz")
     height, width = (int(x) for x in raw["par_hw"])
     found = np.unpackbits(raw["in_masks"], axis=-1)[..., :width].astype(np.float32) - 0.5
+    best = found[np.arange(len(found)), raw["in_iou"].argmax(1)]  # as `nets.sam_decoder` chooses
+    np.testing.assert_array_equal(best > 0, raw["out_best"])
     classes = np.repeat(raw["in_class"], raw["in_count"]).astype(np.int32)
     given = Prompts(jnp.zeros((1, len(classes), 5, 2)), jnp.asarray(classes)[None], jnp.ones((1, len(classes)), bool))
     label = jnp.zeros((1, height, width), jnp.uint8)
 
     @functools.partial(jax.jit, static_argnames="remove")
-    def run(found, iou, remove):
-        best = sam_refine._best(found[None], iou[None])
-        claims = sam_refine.claimed(sam_refine.no_claims(label.shape, 19), lambda x: x, best, given.label, given.valid)
-        return best[0], sam_refine.combined(label, claims, given, 19, remove)
+    def run(best, remove):
+        claims = sam_refine.claimed(sam_refine.no_claims(label.shape, 19), lambda x: x, best[None], given.label, given.valid)
+        return sam_refine.combined(label, claims, given, 19, remove)
 
     for remove, name in ((True, "rm"), (False, "keep")):
-        best, refined = run(found, raw["in_iou"], remove)
-        np.testing.assert_array_equal(best > 0, raw["out_best"])
+        refined = run(best, remove)
         there = np.flatnonzero(refined.targets.classes[0] >= 0)
         np.testing.assert_array_equal(there, np.sort(raw[f"out_{name}_labels"]))
         order = np.argsort(raw[f"out_{name}_labels"])
@@ -48,16 +48,13 @@ def test_points_are_scaled_as_the_originals(goldens):
 
 
 def squares(image, points, kinds, logits):
-    """Three masks at half the size: of 4, 8 and 2 pixels around the mean of the positive points, the second the best. A mask prompt moves
-    it to where that mask is, one pixel to the right."""
+    """A mask at half the size, of 8 pixels around the mean of the positive points. A mask prompt moves it to where that mask is, one pixel
+    to the right."""
     there = (kinds == prompts.POSITIVE)[..., None]
     centre = jnp.sum(points * there, 2) / jnp.maximum(jnp.sum(there, 2), 1) / 2
     y, x = jnp.arange(SIZE[0] // 2)[:, None], jnp.arange(SIZE[1] // 2)
     away = jnp.maximum(jnp.abs(x - centre[..., :1, None]), jnp.abs(y - centre[..., 1:, None]))
-    found = jnp.stack([radius - away for radius in (4.0, 8.0, 2.0)], 2)
-    if logits is not None:
-        found = jnp.broadcast_to(jnp.roll(logits, 1, -1)[:, :, None], found.shape)
-    return found, jnp.broadcast_to(jnp.asarray([0.2, 0.9, 0.5]), found.shape[:3])
+    return 8.0 - away if logits is None else jnp.roll(logits, 1, -1)
 
 
 def enlarge(logits):
@@ -145,8 +142,7 @@ def test_any_number_of_queues():
     @functools.partial(jax.jit, static_argnames="queues")
     def run(label, asked, queues):
         def decode(image, *prompt):
-            found, iou = squares(image, *prompt)
-            return found + sam_refine.chosen(reach.reshape(queues, -1), image)[:, None, None, None, None], iou
+            return squares(image, *prompt) + sam_refine.chosen(reach.reshape(queues, -1), image)[:, None, None, None]
 
         return sam_refine.refine(label, asked, decode, enlarge, num_classes=19, chunk=2, queues=queues)
 
