@@ -55,13 +55,13 @@ class MaskDecoder(nn.Module):
         image = (features.astype(jnp.float32)[:, None] + dense).reshape(b, -1, h * w, c)
         shared = (self.efficient, activation, self.epsilon, self.dtype)
         transformer = TwoWayTransformer(self.depth, self.num_heads, self.mlp_dim, *shared, name="transformer")
-        tokens, image = transformer(tokens, image, positions.reshape(h * w, c), mask)
+        tokens, image = transformer(tokens, image, positions.reshape(h * w, c), mask, output.shape[0])
 
         chosen = slice(1, None) if multimask else slice(0, 1)
         quality = Head(self.iou_hidden, self.num_masks + 1, activation, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
         heads = nn.vmap(Head, in_axes=2, out_axes=2, variable_axes={"params": 0}, split_rngs={"params": True})
         head = heads(c, c // 8, activation, self.dtype, name="output_hypernetworks_mlps")
-        factors, quality = head(tokens[:, :, 1 : output.shape[0]])[:, :, chosen], quality[:, :, chosen].astype(jnp.float32)
+        factors, quality = head(tokens[:, :, 1:])[:, :, chosen], quality[:, :, chosen].astype(jnp.float32)
         if best:
             place = jnp.argmax(quality, 2, keepdims=True)
             factors, quality = jnp.take_along_axis(factors, place[..., None], 2), jnp.take_along_axis(quality, place, 2)

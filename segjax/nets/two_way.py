@@ -135,7 +135,10 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """tokens [B,P,T,C], image [B,1 or P,N,C], its positions [N,C], mask bool [B,P,T] -> (tokens [B,P,T,C], image [B,P,N,C])."""
+    """tokens [B,P,T,C], image [B,1 or P,N,C], its positions [N,C], mask bool [B,P,T] -> (tokens [B,P,outputs,C], image [B,P,N,C]).
+
+    outputs: the first so many tokens, which are all that is read afterwards; the last attention is theirs alone.
+    """
 
     depth: int
     num_heads: int
@@ -146,12 +149,13 @@ class TwoWayTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Array, image: Array, image_pe: Array, mask: Array | None) -> tuple[Array, Array]:
+    def __call__(self, tokens: Array, image: Array, image_pe: Array, mask: Array | None, outputs: int) -> tuple[Array, Array]:
         tokens, image, image_pe = (x.astype(self.dtype) for x in (tokens, image, image_pe))
         token_pe, shared = tokens, (self.efficient, self.activation, self.epsilon, self.dtype)
         for n in range(self.depth):
             block = TwoWayBlock(self.num_heads, self.mlp_dim, n == 0, *shared, name=f"layers_{n}")
             tokens, image = block(tokens, image, token_pe, image_pe, mask)
         final = Attention(self.num_heads, tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
+        tokens, token_pe = tokens[:, :, :outputs], token_pe[:, :, :outputs]
         tokens = tokens + final(tokens + token_pe, image + image_pe, image)
         return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens), image
