@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax.typing import DTypeLike
 
 from segjax.ops import conv as ops
@@ -42,6 +43,17 @@ def by_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(mesh.axis_names))
 
 
+def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Array:
+    """`module.param(name, init, shape)`, which traces a parameter's initial value at every call only to hold its shape against the one
+    that is there, a third of a network's tracing; here the shapes are compared. Only for arrays in a compact `__call__`."""
+    if module.is_initializing() or not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    kept = module.get_variable("params", name)
+    if kept.shape != tuple(shape):
+        raise ScopeParamShapeError(name, "/".join(module.path), kept.shape, shape)
+    return kept
+
+
 class Conv(nn.Module):
     """Convolution with torch's padding. `padding=None` keeps the size at stride 1."""
 
@@ -56,12 +68,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
         padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
         kernel = replicated(kernel.astype(self.dtype))
         y = ops.conv2d(by_rows(x.astype(self.dtype)), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
 
 
@@ -78,12 +90,12 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
+        kernel = parameter(self, "kernel", self.kernel_init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
         padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
         kernel = replicated(kernel.astype(self.dtype))
         y = depthwise_conv2d(x.astype(self.dtype), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(self.dtype)
+            y = y + parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],)).astype(self.dtype)
         return y
 
 
@@ -98,10 +110,10 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array, output_size: tuple[int, int] | None = None) -> Array:
         init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform", in_axis=-2, out_axis=-1)
-        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
         y = ops.conv_transpose2d(x.astype(self.dtype), replicated(kernel.astype(self.dtype)), output_size=output_size)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
 
 
@@ -136,8 +148,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        scale = parameter(self, "scale", nn.initializers.ones, (c,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (c,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
         if not train:
@@ -161,7 +173,7 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1] if self.per_channel else 1,))
+        slope = parameter(self, "slope", nn.initializers.constant(0.25), (x.shape[-1] if self.per_channel else 1,))
         return jnp.where(x >= 0, x, x * slope.astype(x.dtype))
 
 
@@ -191,10 +203,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         y = ops.product(x.astype(self.dtype), replicated(kernel.astype(self.dtype)))
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
 
 
@@ -206,8 +218,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
 
 
@@ -233,8 +245,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return group_norm(x.astype(self.dtype), scale, bias, self.epsilon, self.groups)
 
 
