@@ -16,6 +16,7 @@ from segjax.typing import Array
 _CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
 
 
+@partial(jax.jit, static_argnames=("scale", "causal"))
 def attention(
     query: Array, key: Array, value: Array, *, scale: float | None = None, mask: Array | None = None, causal: bool = False
 ) -> Array:
@@ -76,13 +77,17 @@ _attention.defvjp(_forward, _backward)
 
 
 def _fused(query, key, value, mask, scale):
+    """It takes one width for all three: zeros fill the narrower, which change no logit."""
     full = None if mask is None else jnp.broadcast_to(mask, (query.shape[0], query.shape[2], query.shape[1], key.shape[1]))
-    return jax.nn.dot_product_attention(query, key, value, mask=full, scale=scale, implementation=_implementation(query, value))
+    wide, width = max(query.shape[-1], value.shape[-1]), value.shape[-1]
+    query, key, value = (x if x.shape[-1] == wide else jnp.pad(x, [(0, 0)] * 3 + [(0, wide - x.shape[-1])]) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(query, key, value, mask=full, scale=scale, implementation=_implementation(query))
+    return out[..., :width]
 
 
-def _implementation(query: Array, value: Array):
+def _implementation(query: Array):
     """cuDNN where it takes the shapes; it is asked for only where there is a GPU, for it looks for the library while tracing."""
-    fits = query.dtype in _CUDNN_TYPES and query.shape[-1] == value.shape[-1] and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    fits = query.dtype in _CUDNN_TYPES and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
     return "cudnn" if fits and jax.default_backend() == "gpu" else None
 
 

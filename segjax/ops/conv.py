@@ -21,6 +21,7 @@ def same_padding(kernel_size: tuple[int, int], dilation: int = 1) -> Padding:
     return tuple((dilation * (k - 1) // 2,) * 2 for k in kernel_size)  # pyright: ignore[reportReturnType]
 
 
+@partial(jax.jit, static_argnames=("stride", "dilation", "padding"))
 def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, padding: Padding | None = None) -> Array:
     """Cross-correlation of x [B,H,W,I] with kernel [kh,kw,I,O], as torch's `conv2d`.
 

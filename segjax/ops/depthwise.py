@@ -18,6 +18,7 @@ from segjax.typing import Array
 _LANES = 32  # columns of partial sums that the kernel's gradient keeps (measured on 2 cores)
 
 
+@partial(jax.jit, static_argnames=("stride", "dilation", "padding"))
 def depthwise_conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1, padding: Padding | None = None) -> Array:
     """Cross-correlation of each channel of x [B,H,W,C] with its own kernel [kh,kw,1,C], as torch's `conv2d(groups=C)`.
 
