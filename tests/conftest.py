@@ -30,9 +30,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 gc.freeze()  # traces are many small objects that stay: looking for cycles among them takes a twentieth of the time
 gc.set_threshold(200_000, 20, 100)
 
+LONG = ("test_clouds_run", "test_hosts", "test_many_processes", "test_diga_run", "test_personalize", "test_no_recompilation", "test_clouds")
+"""Files that take longest with few tests: they go first, or one worker would end on them alone."""
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests" / "goldens"
 SHARED = pathlib.Path(os.environ.get("SEGJAX_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    place = lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
