@@ -10,7 +10,6 @@ import pytest
 from segjax.errors import ConfigError
 from segjax.nets.apply import train_forward, views_forward
 from segjax.nets.daformer import DAFormer, DAFormerHead
-from segjax.nets.dlv2 import DLV2
 from segjax.nets.hrda import HRDA, HRDADLV2
 from segjax.ops.pixel_losses import cross_entropy
 from segjax.ops.resize import bilinear
@@ -25,6 +24,9 @@ TINY = HRDA(5, channels=8, attention_channels=8, fusion="conv", window=(32, 32),
 INNER = DAFormer(5, channels=8, fusion="conv", dropout=0.0, normalization="none", **SIZES)
 
 
+halved = jax.jit(lambda image: bilinear(image, (32, 32)))
+
+
 def count(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
@@ -36,15 +38,15 @@ def variables():
 
     def leaf(path, x):
         if path[-1].key in ("scale", "var"):
-            return jnp.asarray(rng.uniform(0.5, 1.5, x.shape), jnp.float32)
-        return jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32)
+            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
+        return rng.normal(0, 0.4, x.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes(TINY))
 
 
 @pytest.fixture(scope="module")
 def image():
-    return jnp.asarray(np.random.default_rng(1).uniform(size=(2, 64, 64, 3)), jnp.float32)
+    return np.random.default_rng(1).uniform(size=(2, 64, 64, 3)).astype(np.float32)
 
 
 def test_parameter_counts():
@@ -53,59 +55,72 @@ def test_parameter_counts():
     assert count(full) == 85_685_990
     r101 = shapes(HRDADLV2(19))["params"]
     assert {name: count(part) for name, part in r101["decode_head"].items()} == {"head": 700_454, "scale_attention": 700_454}
-    assert count(shapes(DLV2(19))["params"]["decode_head"]) == 700_454
     assert set(classifier_axes(TINY)) == {
         f"params/decode_head/{head}/conv_seg/{leaf}" for head in ("head", "scale_attention") for leaf in ("kernel", "bias")
     }
 
 
-def parts_of(variables):
-    """The DAFormer in it as a function of an image, and the attention as one of an image at the context's size."""
+@pytest.fixture(scope="module")
+def parts(variables):
+    """The DAFormer in it as a function of an image; and of one at the context's size, logits of the context and the attention."""
     heads = {kind: dict(tree["decode_head"]) for kind, tree in variables.items()}
     both = {kind: {**variables[kind], "decode_head": heads[kind]["head"]} for kind in variables}
     light = {kind: heads[kind]["scale_attention"] for kind in variables}
-    logits = jax.jit(lambda x: INNER.apply(both, x)["logits"])
-    encode = lambda x: INNER.apply(both, x, capture_intermediates=lambda m, _: m.name == "backbone", mutable=["intermediates"])[1]
-    stages = lambda x: encode(x)["intermediates"]["backbone"]["__call__"][0]
-    attention = jax.jit(lambda x: DAFormerHead(5, 8, "conv", dropout=0.0).apply(light, stages(x)))
-    return logits, attention
+
+    @jax.jit
+    def run(x):
+        keep = lambda module, _: module.name == "backbone"
+        outputs, found = INNER.apply(both, x, capture_intermediates=keep, mutable=["intermediates"])
+        stages = found["intermediates"]["backbone"]["__call__"][0]
+        return outputs["logits"], jax.nn.sigmoid(DAFormerHead(5, 8, "conv", dropout=0.0).apply(light, stages))
+
+    return run
 
 
-def test_a_prediction_is_windows_context_and_attention(variables, image):
-    logits, attention = parts_of(variables)
+@jax.jit
+def fuse(attention, inside, context, detail):
+    """At the detail's size, of an attention that counts `inside` alone."""
+    a = attention * inside
+    return bilinear(a, (16, 16)) * detail + bilinear((1 - a) * context, (16, 16))
+
+
+def test_a_prediction_is_windows_context_and_attention(variables, image, parts):
     got = jax.jit(TINY.apply)(variables, image)
-    low = bilinear(image, (32, 32))
     detail, seen = np.zeros((2, 16, 16, 5)), np.zeros((16, 16, 1))
     for y in (0, 16, 32):
         for x in (0, 16, 32):
             place = np.s_[y // 4 : y // 4 + 8, x // 4 : x // 4 + 8]
-            detail[:, *place] += np.asarray(logits(image[:, y : y + 32, x : x + 32]))
+            detail[:, *place] += np.asarray(parts(image[:, y : y + 32, x : x + 32])[0])
             seen[place] += 1
-    a = jax.nn.sigmoid(attention(low))
-    want = bilinear(a, (16, 16)) * (detail / seen) + bilinear((1 - a) * logits(low), (16, 16))
+    context, attention = parts(halved(image))
+    want = fuse(attention, np.ones((8, 8, 1), np.float32), context, (detail / seen).astype(np.float32))
     assert got["logits"].dtype == jnp.float32 and got["features"].shape == (2, 4, 4, 8)
     np.testing.assert_allclose(got["logits"], want, atol=2e-5)
 
 
-def test_training_fuses_one_window_and_learns_it_twice(variables, image):
+def test_training_fuses_one_window_and_learns_it_twice(variables, image, parts):
     """Without batch statistics (train=False) the parts are the same functions; the corner is traced."""
-    logits, attention = parts_of(variables)
     corner = jnp.array([[8, 24]], jnp.int32)
     outputs = jax.jit(lambda v, x, c: TINY.apply(v, x, corner=c))(variables, image, corner)
-    low, fine = bilinear(image, (32, 32)), np.asarray(logits(image[:, 8:40, 24:56]))
-    inside, placed = np.zeros((8, 8, 1)), np.zeros((2, 16, 16, 5))
+    fine, (context, attention) = np.asarray(parts(image[:, 8:40, 24:56])[0]), parts(halved(image))
+    inside, placed = np.zeros((8, 8, 1), np.float32), np.zeros((2, 16, 16, 5), np.float32)
     inside[1:5, 3:7], placed[:, 2:10, 6:14] = 1, fine
-    a = jax.nn.sigmoid(attention(low)) * inside
-    fused = bilinear(a, (16, 16)) * placed + bilinear((1 - a) * logits(low), (16, 16))
+    fused = fuse(attention, inside, context, placed)
     np.testing.assert_allclose(outputs["detail_logits"], fine, atol=2e-5)
     np.testing.assert_allclose(outputs["logits"], fused, atol=2e-5)
     label = np.random.default_rng(2).integers(0, 6, (2, 64, 64)).astype(np.uint8)
     label[label == 5] = 255
     weight = np.random.default_rng(3).uniform(size=label.shape).astype(np.float32)
-    terms = supervised_terms(outputs, label, align_corners=False, pixel_weight=weight, mean_over="all", detail_weight=0.3)
+
+    @jax.jit
+    def losses(outputs, fused, fine):
+        terms = supervised_terms(outputs, label, align_corners=False, pixel_weight=weight, mean_over="all", detail_weight=0.3)
+        whole = cross_entropy(bilinear(fused, (64, 64)), label) * weight
+        part = cross_entropy(bilinear(fine, (32, 32)), label[:, 8:40, 24:56]) * weight[:, 8:40, 24:56]
+        return terms, whole.mean(), part.mean()
+
+    terms, whole, part = losses(outputs, fused, fine)
     assert set(terms) == {"loss/ce", "loss/ce_detail"}
-    whole = np.mean(cross_entropy(bilinear(fused, (64, 64)), label) * weight)
-    part = np.mean(cross_entropy(bilinear(jnp.asarray(fine), (32, 32)), label[:, 8:40, 24:56]) * weight[:, 8:40, 24:56])
     np.testing.assert_allclose(terms["loss/ce"][0] / terms["loss/ce"][1], 0.7 * whole, rtol=1e-4)
     np.testing.assert_allclose(terms["loss/ce_detail"][0] / terms["loss/ce_detail"][1], 0.3 * part, rtol=1e-4)
     assert terms["loss/ce_detail"][1] == 2 * 32 * 32
@@ -122,15 +137,16 @@ def test_views_in_one_pass_are_passes_of_their_own(variables, image):
     """BatchNorm's statistics, running ones too, and each view's own window."""
     second = 1 - image[:, ::-1] ** 2
     key = jax.random.key(5)
-    corners = TINY.draw(key, (64, 64), 2)["corner"]
-    stacked = jnp.stack([image, second], 1)
+    corners = jax.jit(lambda key: TINY.draw(key, (64, 64), 2)["corner"])(key)
+    stacked = np.stack([image, second], 1)
     both, stats = jax.jit(lambda v, x: views_forward(TINY, v["params"], v["batch_stats"], x, key))(variables, stacked)
     expected, before = [], variables["batch_stats"]
+    apply = jax.jit(lambda s, x, c: TINY.apply({**variables, "batch_stats": s}, x, train=True, corner=c, mutable=["batch_stats"]))
+    both, corners = jax.device_get((both, corners))
     for n, part in enumerate((image, second)):
-        apply = jax.jit(lambda s, x, c: TINY.apply({**variables, "batch_stats": s}, x, train=True, corner=c, mutable=["batch_stats"]))
         outputs, changed = apply(before, part, corners[n : n + 1])
         before = changed["batch_stats"]
-        expected.append(outputs)
+        expected.append(jax.device_get(outputs))
     assert not np.array_equal(corners[0], corners[1])
     for n, outputs in enumerate(expected):
         got = view(by_view(both, 2), n)

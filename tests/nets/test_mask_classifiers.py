@@ -1,5 +1,7 @@
 """Mask2Former with CLOUDS' other classifiers and the ensemble with its frozen CLIP: shapes, gradients, and a CLIP's heads by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,20 +26,21 @@ def drawn(net, rng):
     """Values for every leaf, and the words."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     draw = lambda path, leaf: 0.5 + rng.random(leaf.shape) if "var" in str(path[-1]) else rng.normal(size=leaf.shape) * 0.3
-    return with_words(jax.tree_util.tree_map_with_path(lambda *x: jnp.asarray(draw(*x), jnp.float32), shapes), WORDS)
+    return with_words(jax.tree_util.tree_map_with_path(lambda *x: np.asarray(draw(*x), np.float32), shapes), WORDS)
 
 
 def test_answers_of_both_vocabularies():
     net = mask2former(**SMALL, **RESNET, **TEXT, ensemble=True, ensemble_on_valid_mask=True, seen=(True, False))
-    image = jnp.asarray(np.random.default_rng(1).random((1, 64, 70, 3)), jnp.float32)
+    image = np.random.default_rng(1).random((1, 64, 70, 3), np.float32)
 
     def both(net, image):
         maps = net.features(image)
         return net.predictions(maps), net.answer(maps, (64, 70))
 
-    alone, joined = jax.jit(lambda variables: net.apply(variables, image, method=both))(drawn(net, np.random.default_rng(0)))
+    run = jax.jit(lambda variables: net.apply(variables, image, method=both))
+    alone, joined = jax.device_get(run(drawn(net, np.random.default_rng(0))))
     assert joined["logits"].shape == (1, 64, 70, 2) and joined["aux"]["class_logits"].shape == (1, 1, 3, 3)
-    np.testing.assert_allclose(jnp.exp(joined["class_logits"]).sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.exp(joined["class_logits"]).sum(-1), 1, atol=1e-5)
     for name in ("aux", "mask_logits"):  # the ensemble is of the answers alone
         jax.tree.map(np.testing.assert_array_equal, joined[name], alone[name])
     shares = [np.asarray(jax.nn.softmax(found["class_logits"])) for found in (joined, alone)]
@@ -47,10 +50,10 @@ def test_answers_of_both_vocabularies():
 
 def test_gradients_reach_the_classifier_and_not_the_words():
     rng = np.random.default_rng(2)
-    maps = [jnp.asarray(rng.normal(size=(1, size, size, width)), jnp.float32) for size, width in ((8, 4), (4, 4), (2, 8), (1, 8))]
+    maps = [rng.normal(size=(1, size, size, width)).astype(np.float32) for size, width in ((8, 4), (4, 4), (2, 8), (1, 8))]
     net = mask2former(**(SMALL | dict(decoder_layers=0)), **CONVNEXT, **TEXT)
     loss = lambda variables: jnp.square(net.apply(variables, maps, method="predictions")["class_logits"] - 1).mean()
-    slopes = jax.jit(jax.grad(loss))(drawn(net, rng))
+    slopes = jax.device_get(jax.jit(jax.grad(loss))(drawn(net, rng)))
     found = [slopes["params"]["decoder"][name] for name in ("text_classifier", "mask_pooling")] + [slopes["params"]["void_embedding"]]
     assert all(np.abs(leaf).max() > 0 for part in found for leaf in jax.tree.leaves(part))
     assert not slopes["batch_stats"]["words"].any()
@@ -74,10 +77,10 @@ def test_a_clips_heads_by_hand():
         (ModifiedResNet(6, 64, (1,) * 4, 4, 2), masked_attention_pool),
     ):
         shape = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
-        params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shape)
+        params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shape)
         channels = 8 if look is masked_head else 128
         top = rng.normal(size=(2, 3, 3, channels)).astype(np.float32)
-        got = look(tower, params, jnp.asarray(top), jnp.asarray(masks))
+        got = jax.jit(functools.partial(look, tower))(params, top, masks)
         dense = lambda name, x, p=params: x @ np.asarray(p[name]["kernel"], np.float64) + np.asarray(p[name].get("bias", 0.0))
         if look is masked_head:
             x = np.einsum("bhwc,bhwq->bqc", top, inside) / np.maximum(inside.sum((1, 2)), 1)[..., None]
