@@ -30,15 +30,21 @@ def test_the_two_way_blocks_self_attention(first):
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     arguments = tokens, image, pe, image_pe = draw(1, 1, 5, 8), draw(1, 1, 6, 8), draw(1, 1, 5, 8), draw(6, 8)
     block = TwoWayBlock(2, 16, first, efficient=True, activation="gelu")
-    params = jax.tree.map(lambda x: x + 0.1 * draw(*x.shape), jax.jit(block.init)(jax.random.key(1), *arguments, None)["params"])
+    like = jax.eval_shape(lambda key: block.init(key, *arguments, None), jax.random.key(1))["params"]
+    params = jax.tree.map(lambda x: 0.3 * draw(*x.shape), like)
     entered = []
 
     def look(call, args, kwargs, context):
         entered.extend(args[:1] if context.module.name == "norm1" else ())
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(look):
-        block.apply({"params": params}, *arguments, None)
+    @jax.jit
+    def run(params):
+        with nn.intercept_methods(look):
+            block.apply({"params": params}, *arguments, None)
+        return entered[0]
+
+    entered = [np.asarray(run(params))]
     x = tokens[0, 0] if first else tokens[0, 0] + pe[0, 0]
     np.testing.assert_allclose(entered[0][0, 0], x + self_attention(params["self_attn"], x), rtol=0, atol=3e-6)
 
@@ -46,8 +52,9 @@ def test_the_two_way_blocks_self_attention(first):
 def test_six_slots():
     encoder = PointEncoder(8)
     points, labels = np.array([[[[3.0, 5], [1, 2], [9, 7]]]], np.float32), np.array([[[1, 2, prompts.PADDING]]])
-    tree = encoder.init(jax.random.key(2), points, labels, (32, 64))
-    got = np.asarray(encoder.apply(tree, points, labels, (32, 64)))[0, 0]
+    run = jax.jit(lambda key: encoder.init_with_output(key, points, labels, (32, 64)))
+    got, tree = jax.device_get(run(jax.random.key(2)))
+    got = got[0, 0]
     matrix, params = np.asarray(jax.tree.leaves(tree["batch_stats"])[0]), tree["params"]
     place = lambda x, y: 2 * np.pi * ((2 * np.array([(x + 0.5) / 64, (y + 0.5) / 32]) - 1) @ matrix)
     token = lambda x, y, kind: np.concatenate([np.sin(place(x, y)), np.cos(place(x, y))]) + np.asarray(params[kind])[0]
@@ -56,9 +63,11 @@ def test_six_slots():
 
 
 def test_shapes_and_padding():
-    image = jnp.asarray(np.random.default_rng(0).random((2, 64, 64, 3)), jnp.float32)
+    rng = np.random.default_rng(0)
+    image = rng.random((2, 64, 64, 3), np.float32)
     points, labels = prompts.pack(np.array([[[[5.0, 9]], [[40, 30]]]] * 2), np.ones((2, 2, 1)))
-    params = jax.jit(TINY.init)(jax.random.key(0), image, points, labels)
+    like = jax.eval_shape(TINY.init, jax.random.key(0), image, points, labels)
+    params = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), like)
     run = jax.jit(TINY.apply)
     masks, iou = run(params, image, points, labels)
     assert masks.shape == (2, 2, 3, 16, 16) and iou.shape == (2, 2, 3)
