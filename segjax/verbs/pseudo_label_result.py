@@ -12,7 +12,7 @@ import numpy as np
 from segjax.data import pseudo
 from segjax.data.files import read_label
 from segjax.errors import ConfigError
-from segjax.runtime import workdir
+from segjax.runtime import log, workdir
 from segjax.verbs import folder, frozen, scores, scoring, startup
 from segjax.verbs import pseudo_label_work as work
 from segjax.verbs.pseudo_label_files import Sums
@@ -31,7 +31,7 @@ def finished(place: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]
         return None
     if jax.process_index() == 0:
         shutil.rmtree(place / folder.PARTIAL, ignore_errors=True)  # of a run that was killed in its last moment
-    print(f"{place}: finished before with the same settings and inputs, nothing to do", flush=True)
+    log.say(f"{place}: finished before with the same settings and inputs, nothing to do")
     return done
 
 

@@ -11,6 +11,7 @@ import pathlib
 import jax
 
 from segjax.errors import ConfigError
+from segjax.runtime import log
 from segjax.verbs import build, folder, report, stages, startup, train
 from segjax.verbs.report_read import ROWS
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     places = {name: args.workdir / f"{number:02d}-{name}" for number, name in enumerate(names, 1)}
     done = {}
     for number, (name, verb) in enumerate(verbs.items(), 1):
-        print(f"[{number}/{len(places)}] {name}", flush=True)
+        log.say(f"[{number}/{len(places)}] {name}")
         done[name] = verb.run_stage(args.config, name, places[name], places, args.on_change)
     if jax.process_index() == 0:
         _conclude(args.workdir, done, rows)

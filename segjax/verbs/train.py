@@ -17,7 +17,7 @@ from segjax.data import pipeline, robust
 from segjax.data.sampling import count_labels
 from segjax.data.stream import Stream
 from segjax.errors import ConfigError
-from segjax.runtime import loop, peers
+from segjax.runtime import log, loop, peers
 from segjax.verbs import build, folder, frozen, scores, scoring, stages, startup, variables, words
 
 BROKEN = "broken.jsonl"
@@ -99,7 +99,7 @@ def train_stage(
     done = folder.read_done(place)
     startup.barrier("looked for done.json")
     if done is not None and done["digest"] == digest:
-        print(f"{place}: finished before with the same settings and inputs, nothing to do", flush=True)
+        log.say(f"{place}: finished before with the same settings and inputs, nothing to do")
         return done
     mesh = build.make_mesh(stage)
     build.check_batch(stage, mesh)

@@ -162,7 +162,7 @@ def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     text = second.communicate(timeout=600)[0]
     assert second.returncode == 1 and time.monotonic() - killed < 10, text
     said = [line for line in text.splitlines() if line and "[Gloo]" not in line]
-    assert said[:-1] == ["[1/2] fda"] and said[-1].startswith("segjax: process 0 (") and "is lost" in said[-1], text
+    assert len(said) == 1 and said[0].startswith("segjax: process 0 (") and "is lost" in said[0], text
     first.communicate()
     assert not (tmp_path / "01-fda/done.json").exists()
 
