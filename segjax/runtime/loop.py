@@ -142,11 +142,15 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
     # Runs once: on CPU a quarter of the compile time without optimisation, which accelerators do not need for it.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     batch = meshes.put_batch(first, mesh)
-    init = jax.jit(method.init, out_shardings=shardings, compiler_options=options).lower(key, batch).compile()
+    given = jax.device_put(initial_variables, meshes.shard_rules(initial_variables, mesh))
+
+    def make(key, batch, given):  # in one program, so that what `given` replaces is never drawn
+        state = method.init(key, batch)
+        return state if given is None else jax.tree.map(jnp.copy, state.with_variables(given))
+
+    init = jax.jit(make, out_shardings=shardings, compiler_options=options).lower(key, batch, given).compile()
     peers.exchange("compiled")
-    state = init(key, batch)
-    if initial_variables is not None:
-        state = own(jax.device_put(state.with_variables(initial_variables), shardings))
+    state = init(key, batch, given)
     jax.block_until_ready(state)
     say(f"state made in {time.monotonic() - begun:.1f} s: {sum(leaf.size for leaf in jax.tree.leaves(abstract)):,} numbers")
     return state, 0

@@ -3,7 +3,7 @@
 import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -131,19 +131,26 @@ def export(path: pathlib.Path, variables: Variables, *, space: str, metadata: Ma
     return safetensors_io.sha256(path)
 
 
-def drawn(stage: build.Stage) -> Variables:
-    """Fresh variables of a stage's network, by its seed."""
-    found = jax.jit(lambda key: stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False))(jax.random.key(stage.seed))
-    return jax.device_get({"params": found["params"], "batch_stats": found.get("batch_stats", {})})
+def drawn(stage: build.Stage, parts: Collection[str] | None = None) -> Variables:
+    """Fresh variables of a stage's network, by its seed. parts: their flat paths; the others are shapes and nothing draws them."""
+    like = safetensors_io.flatten(shapes(stage.model))
+    wanted = set(like if parts is None else parts)
+
+    def draw(key):
+        found = stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False)
+        return {path: leaf for path, leaf in safetensors_io.flatten(found).items() if path in wanted}
+
+    found = jax.device_get(jax.jit(draw)(jax.random.key(stage.seed)))
+    return {"params": {}, "batch_stats": {}, **safetensors_io.unflatten({**like, **found})}
 
 
 def _with_fresh_classifier(path: pathlib.Path, stage: build.Stage) -> Variables:
     """The file's variables, with the classifier drawn anew, and so every part of the network that the file has nothing of: a head, say."""
-    fresh = drawn(stage)
+    names = safetensors_io.flatten(shapes(stage.model))
     part = lambda name: "/".join(name.split("/")[:2])
-    there = {part(name) for name in safetensors_io.read(path)[0]}
-    absent = {part(name) for name in safetensors_io.flatten(fresh)} - there
+    absent = {part(name) for name in names} - {part(name) for name in safetensors_io.read(path)[0]}
     skip = [f"^{re.escape(leaf)}$" for leaf in classifier_axes(stage.model)] + [f"^{re.escape(name)}(/|$)" for name in sorted(absent)]
+    fresh = drawn(stage, [name for name in names if any(re.search(pattern, name) for pattern in skip)])
     return walk.load_variables(path, fresh, skip=skip)
 
 
