@@ -1,5 +1,7 @@
 """Pixel losses against the originals' numbers, the naive forms, and float64 numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +24,23 @@ def sample(shape=(2, 5, 6, 4), size=(23, 31), seed=0, dtype=np.uint8):
     return rng.normal(size=shape).astype(np.float32) * 3, np.where(label == shape[-1], 255, label).astype(dtype)
 
 
+cross_entropy = jax.jit(losses.cross_entropy)
+
+
 def naive(logits, label, align_corners, weights):
     loss = losses.cross_entropy(bilinear(logits, label.shape[1:], align_corners), label)
     weight = jnp.where(label == 255, 0, jnp.asarray(weights)[jnp.where(label == 255, 0, label)])
     return jnp.sum(loss * weight), jnp.sum(weight)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def robust(logits, eta, normalizer):
+    return jax.value_and_grad(lambda x: jnp.mean(losses.robust_entropy(x, eta, normalizer=normalizer)))(logits)
+
+
+@jax.jit
+def advent(logits):
+    return losses.self_information(logits), *jax.value_and_grad(lambda x: jnp.mean(losses.min_entropy(x)))(logits)
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -33,12 +48,9 @@ def test_authors_robust_entropy(goldens, name):
     vectors = np.load(goldens / f"{name}.npz")
     logits = nhwc(vectors["in_logits"])
 
-    def loss(logits, eta):
-        return jnp.mean(losses.robust_entropy(logits, eta, normalizer=float(vectors["par_norm"])))
-
     for eta, want in zip(vectors["par_eta"], vectors["out_loss_robust_f64"], strict=True):
-        np.testing.assert_allclose(loss(logits, float(eta)), want, rtol=1e-5)
-    gradient = jax.grad(loss)(logits, float(vectors["par_eta"][-1]))
+        value, gradient = robust(logits, float(eta), float(vectors["par_norm"]))
+        np.testing.assert_allclose(value, want, rtol=1e-5)
     np.testing.assert_allclose(gradient, nhwc(vectors["grad_logits_robust"]), atol=2e-8)
 
 
@@ -46,8 +58,8 @@ def test_authors_robust_entropy(goldens, name):
 def test_advent_entropy(goldens, name):
     vectors = np.load(goldens / f"{name}.npz")
     logits = nhwc(vectors["in_logits"])
-    np.testing.assert_allclose(losses.self_information(logits), nhwc(vectors["out_selfinfo"]), atol=1e-6)
-    value, gradient = jax.value_and_grad(lambda x: jnp.mean(losses.min_entropy(x)))(logits)
+    information, value, gradient = advent(logits)
+    np.testing.assert_allclose(information, nhwc(vectors["out_selfinfo"]), atol=1e-6)
     np.testing.assert_allclose(value, vectors["out_minent"], atol=5e-6)
     np.testing.assert_allclose(gradient, nhwc(vectors["grad_logits_minent"]), atol=2e-8)
 
@@ -68,35 +80,39 @@ def test_authors_cross_entropy(goldens, name, weighted):
     np.testing.assert_allclose(gradient, nhwc(vectors[f"grad_logits_ce{suffix}"]), atol=1e-7)
 
 
-@pytest.mark.parametrize("chunks", ["auto", 1, 5, 23])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_fused_equals_naive(align_corners, chunks):
+def test_fused_equals_naive(align_corners):
     logits, label = sample()
     weights = np.array([1.0, 0.5, 2.0, 0.25], np.float32)
 
-    def fused(x):
-        total, count = losses.upsampled_cross_entropy(x, label, align_corners=align_corners, class_weights=weights, chunks=chunks)
-        return total, count
+    def fused(x, chunks):
+        return losses.upsampled_cross_entropy(x, label, align_corners=align_corners, class_weights=weights, chunks=chunks)
 
-    (want, want_count), want_gradient = jax.jit(jax.value_and_grad(lambda x: naive(x, label, align_corners, weights), has_aux=True))(logits)
-    (value, count), gradient = jax.jit(jax.value_and_grad(fused, has_aux=True))(logits)
-    np.testing.assert_allclose(value, want, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(fused)(logits)[0], want, rtol=1e-5)
-    np.testing.assert_allclose(count, want_count, rtol=1e-6)
-    np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
+    @jax.jit
+    def run(x):
+        slope = lambda f: jax.value_and_grad(f, has_aux=True)(x)
+        each = [(fused(x, chunks), slope(functools.partial(fused, chunks=chunks))) for chunks in ("auto", 1, 5, 23)]
+        return each, slope(lambda x: naive(x, label, align_corners, weights))
+
+    each, ((want, want_count), want_gradient) = jax.device_get(run(logits))
+    for (alone, _), ((value, count), gradient) in each:
+        np.testing.assert_allclose(value, want, rtol=1e-5)
+        np.testing.assert_allclose(alone, want, rtol=1e-5)
+        np.testing.assert_allclose(count, want_count, rtol=1e-6)
+        np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
 
 
 @pytest.mark.parametrize("size_in,size_out", [((8, 8), (64, 64)), ((7, 9), (7, 9)), ((1, 1), (5, 3)), ((12, 10), (5, 4)), ((4, 3), (1, 1))])
 def test_fused_at_any_size(size_in, size_out):
     logits, label = sample((1, *size_in, 3), size_out, dtype=np.int32)
     label[0, 0, 0] = 1
-    for align_corners in (False, True):
 
-        def both(x, align_corners=align_corners):
-            fused = losses.upsampled_cross_entropy(x, label, align_corners=align_corners, chunks=1)[0]
-            return jnp.stack([fused, naive(x, label, align_corners, np.ones(3, np.float32))[0]])
+    def both(x, align_corners):
+        fused = losses.upsampled_cross_entropy(x, label, align_corners=align_corners, chunks=1)[0]
+        return jnp.stack([fused, naive(x, label, align_corners, np.ones(3, np.float32))[0]])
 
-        gradient, want = jax.jit(jax.jacrev(both))(logits)
+    run = jax.jit(lambda x: [jax.jacrev(functools.partial(both, align_corners=aligned))(x) for aligned in (False, True)])
+    for gradient, want in jax.device_get(run(logits)):
         np.testing.assert_allclose(gradient, want, atol=1e-5 * np.abs(want).max() + 1e-7)
 
 
@@ -104,30 +120,32 @@ def test_nothing_to_learn_from():
     """A batch without one labelled pixel: zeros, no NaN, also from logits that overflowed under ignored pixels."""
     logits, label = sample()
     label[:] = 255
-    value, gradient = jax.value_and_grad(lambda x: losses.upsampled_cross_entropy(x, label)[0])(logits)
-    assert value == 0 and not gradient.any()
-    assert losses.upsampled_cross_entropy(logits, label)[1] == 0
-    assert losses.masked_mean(losses.cross_entropy(logits, label[:, :5, :6]), label[:, :5, :6] != 255) == 0
+    upsampled = jax.jit(jax.value_and_grad(losses.upsampled_cross_entropy, has_aux=True))
+    (value, count), gradient = upsampled(logits, label)
+    assert value == 0 == count and not np.any(gradient)
+    mean = jax.jit(lambda x, y: losses.masked_mean(losses.cross_entropy(x, y), y != 255))
+    assert mean(logits, label[:, :5, :6]) == 0
 
 
 def test_large_logits_are_stable():
     logits, label = sample()
-    (total, count), pullback = jax.vjp(lambda x: losses.upsampled_cross_entropy(x * 1e4, label), logits)
-    assert np.isfinite(total) and np.isfinite(pullback((jnp.float32(1), jnp.float32(0)))[0]).all()
+    run = jax.jit(jax.value_and_grad(lambda x: losses.upsampled_cross_entropy(x * 1e4, label), has_aux=True))
+    (total, count), gradient = run(logits)
+    assert np.isfinite(total) and np.isfinite(gradient).all()
     assert count == (label != 255).sum()
 
 
 def test_half_precision_logits_give_a_half_precision_gradient():
     logits, label = sample()
-    half = jnp.asarray(logits, jnp.bfloat16)
-    gradient = jax.grad(lambda x: losses.upsampled_cross_entropy(x, label)[0])(half)
-    want = jax.grad(lambda x: losses.upsampled_cross_entropy(x, label)[0])(half.astype(jnp.float32))
+    half = logits.astype(jnp.bfloat16)
+    slope = jax.jit(jax.grad(lambda x: losses.upsampled_cross_entropy(x, label)[0]))
+    gradient, want = slope(half), slope(half.astype(np.float32))
     assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_allclose(gradient.astype(np.float32), want, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), want, rtol=1e-2, atol=1e-2)
 
 
 def test_full_resolution_logits_never_exist():
-    logits, label = jnp.zeros((1, 32, 64, 19)), jnp.zeros((1, 256, 512), jnp.uint8)
+    logits, label = np.zeros((1, 32, 64, 19), np.float32), np.zeros((1, 256, 512), np.uint8)
 
     def temporary(loss):
         return jax.jit(jax.value_and_grad(loss)).lower(logits).compile().memory_analysis().temp_size_in_bytes
@@ -167,8 +185,9 @@ def test_kth_smallest():
 
 def test_no_hard_pixel_without_a_label():
     logits, label = sample()
-    assert not losses.hard_pixels(logits, np.full_like(label, 255), chunks=2).any()
-    assert not losses.hard_pixels(logits, np.full(label.shape, -1), chunks=2).any()
+    hard = jax.jit(functools.partial(losses.hard_pixels, chunks=2))
+    assert not np.any(hard(logits, np.full_like(label, 255)))
+    assert not np.any(hard(logits, np.full(label.shape, -1)))
 
 
 def test_weighted_pixels_and_the_mean_over_all_of_them():
@@ -184,12 +203,16 @@ def test_weighted_pixels_and_the_mean_over_all_of_them():
     def want(x):
         return jnp.sum(weight * losses.cross_entropy(bilinear(x, label.shape[1:]), label))
 
-    (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(logits, "all")
-    expected, expected_gradient = jax.value_and_grad(want)(logits)
+    @jax.jit
+    def run(x):
+        ours = jax.value_and_grad(loss, has_aux=True)(x, "all")
+        return ours, jax.value_and_grad(want)(x), loss(x, "valid")[1]
+
+    ((total, count), gradient), (expected, expected_gradient), valid = run(logits)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
     assert count == label.size
-    np.testing.assert_allclose(loss(logits, "valid")[1], weight[label != 255].sum(), rtol=1e-6)
+    np.testing.assert_allclose(valid, weight[label != 255].sum(), rtol=1e-6)
 
 
 def test_sharded_batch_equals_one_device():
@@ -212,26 +235,33 @@ def test_cross_entropy_closed_form():
     exact = logits.astype(np.float64)
     log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_probs, np.where(label == 255, 0, label)[..., None].astype(int), -1)[..., 0]
-    np.testing.assert_allclose(losses.cross_entropy(logits, label), np.where(label == 255, 0, -picked), atol=1e-5)
-    gradient = jax.grad(lambda x: losses.cross_entropy(x, label).sum())(logits)
+    np.testing.assert_allclose(cross_entropy(logits, label), np.where(label == 255, 0, -picked), atol=1e-5)
+    gradient = jax.jit(jax.grad(lambda x: losses.cross_entropy(x, label).sum()))(logits)
     want = (np.exp(log_probs) - np.eye(4)[np.where(label == 255, 0, label)]) * (label != 255)[..., None]
     np.testing.assert_allclose(gradient, want, atol=1e-5)
-    assert not losses.cross_entropy(logits, np.full_like(label, 77)).any()
+    assert not np.any(cross_entropy(logits, np.full_like(label, 77)))
 
 
 def test_entropy_bounds_and_gradients():
     logits = np.array([[0, 0, 0, 0], [1e4, 0, 0, 0], [-np.inf, 0, 0, -np.inf]], np.float32)
-    np.testing.assert_allclose(losses.entropy(logits), [np.log(4), 0, np.log(2)], atol=1e-6)
-    np.testing.assert_allclose(losses.robust_entropy(logits[:2]), [1, 1e-16], atol=1e-6)
-    for loss in (losses.entropy, losses.robust_entropy, losses.min_entropy):
-        assert np.isfinite(jax.grad(lambda x, f=loss: f(x).sum())(logits[:2])).all()
+
+    @jax.jit
+    def run(x):
+        slopes = [jax.grad(lambda x, f=f: f(x).sum())(x[:2]) for f in (losses.entropy, losses.robust_entropy, losses.min_entropy)]
+        return losses.entropy(x), losses.robust_entropy(x[:2]), slopes
+
+    entropy, robust_entropy, slopes = run(logits)
+    np.testing.assert_allclose(entropy, [np.log(4), 0, np.log(2)], atol=1e-6)
+    np.testing.assert_allclose(robust_entropy, [1, 1e-16], atol=1e-6)
+    assert np.isfinite(slopes).all()
 
 
 def test_masked_mean():
     value = np.array([1.0, 3.0, np.nan], np.float32)
-    assert losses.masked_mean(value, np.array([True, True, False])) == 2
-    assert losses.masked_mean(value, np.array([1.0, 3.0, 0.0], np.float32)) == 2.5
-    assert np.array_equal(jax.grad(lambda v: losses.masked_mean(v, np.array([True, True, False])))(value), [0.5, 0.5, 0])
+    mean = jax.jit(jax.value_and_grad(losses.masked_mean))
+    found, slope = mean(value, np.array([True, True, False]))
+    assert found == 2 and np.array_equal(slope, [0.5, 0.5, 0])
+    assert mean(value, np.array([1.0, 3.0, 0.0], np.float32))[0] == 2.5
 
 
 def test_errors():
