@@ -14,7 +14,7 @@ from segjax.ops.resize import bilinear
 def test_the_ensemble_is_the_originals(goldens, on_valid):
     raw = np.load(goldens / "09d_ensemble_s1.npz")
     padded, image, out, clip = (tuple(size) for size in raw["par_sizes"].tolist())
-    masks, (alpha, beta) = jnp.asarray(raw["in_mask_logits"].transpose(0, 2, 3, 1)), raw["par_alpha_beta"].tolist()
+    masks, (alpha, beta) = raw["in_mask_logits"].transpose(0, 2, 3, 1), raw["par_alpha_beta"].tolist()
     assert 0 < raw["in_seen"].sum() < 19
 
     @jax.jit
@@ -37,20 +37,21 @@ def test_pooling_and_cosines():
     rng = np.random.default_rng(0)
     features, masks = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.normal(size=(2, 3, 4, 6)).astype(np.float32)
     masks[1, :, :, 2] = -1  # empty
-    got = pool_by_masks(jnp.asarray(features), jnp.asarray(np.stack([masks, -masks])))
+    pool = lambda masks: pool_by_masks(jnp.asarray(features), masks)
+    run = jax.jit(lambda masks: (pool(jnp.stack([masks, -masks])), jax.grad(lambda m: pool(m).sum())(masks)))
+    got, slope = jax.device_get(run(masks))
     for n, sign in enumerate((1, -1)):
         inside = sign * masks > 0
         want = np.einsum("bhwc,bhwq->bqc", features, inside) / np.maximum(inside.sum((1, 2)), 1)[..., None]
         np.testing.assert_allclose(got[n], want, atol=1e-6)
     assert not got[0, 1, 2].any()
-    slope = jax.grad(lambda m: pool_by_masks(jnp.asarray(features), m).sum())(jnp.asarray(masks))
     assert not slope.any()
 
     x, text = rng.normal(size=(2, 7)), rng.normal(size=(5, 7))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     cosine = x @ text.T / np.linalg.norm(x, axis=1, keepdims=True)
     want = np.stack([cosine[:, 0], cosine[:, 1:4].max(1), cosine[:, 4]], 1)
+    logits = jax.jit(cosine_logits, static_argnums=3)
     for scale, factor in ((np.log(1 / 0.07), 1 / 0.07), (9.0, 100.0)):
-        np.testing.assert_allclose(
-            cosine_logits(jnp.asarray(x, jnp.float32), jnp.asarray(text, jnp.float32), scale, (1, 3)), factor * want, rtol=1e-4
-        )
+        found = logits(x.astype(np.float32), text.astype(np.float32), scale, (1, 3))
+        np.testing.assert_allclose(found, factor * want, rtol=1e-4)
