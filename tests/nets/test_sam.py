@@ -37,6 +37,16 @@ def encode(net, variables, pixels):
     return net.apply(variables, pixels, method=lambda net, x: net.image_encoder(x))
 
 
+@functools.cache
+def encoded(goldens, name):
+    """The golden's features, and what every module of its encoder gave."""
+    golden, _, net, variables = opened(goldens, name)
+    call = lambda net, x: net.image_encoder(x)
+    run = jax.jit(lambda v, x: net.apply(v, x, method=call, capture_intermediates=True, mutable=["intermediates"]))
+    features, found = run(variables, golden.arrays["in_pixels"])
+    return features, found["intermediates"]["image_encoder"]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def decode(net, multimask, variables, *arguments):
     return net.apply(variables, *arguments, method="decode", multimask=multimask)
@@ -66,7 +76,7 @@ def prompts_of(raw, slots=8):
 @pytest.mark.parametrize("name", FILES)
 def test_outputs_of_every_kind_of_prompt(goldens, name):
     golden, raw, net, variables = opened(goldens, name)
-    features = encode(net, variables, golden.arrays["in_pixels"])
+    features, _ = encoded(goldens, name)
     golden.check("out_image_embedding", features)
     points, labels, where = prompts_of(raw)
     for multimask, cases in ((True, ("points", "points_boxes")), (False, ("points", "boxes"))):
@@ -96,26 +106,27 @@ def test_mask_prompts(goldens, name):
 def test_tokens_and_positions(goldens, name):
     golden, raw, net, variables = opened(goldens, name)
     points, labels, where = prompts_of(raw)
-    run = lambda net, masks: net.prompt_encoder(points, labels, masks, (8, 8), (128, 128))
-    tokens, _, positions = net.apply(variables, None, method=run)
+    masks = raw["in_mask_prompt"][:, 0]
+    masks = np.broadcast_to(masks[:1], (8, *masks.shape[1:]))[None]
+
+    def run(net, masks):
+        encode = lambda masks: net.prompt_encoder(points, labels, masks, (8, 8), (128, 128))
+        return encode(None), encode(masks)[1]
+
+    (tokens, _, positions), dense = jax.jit(lambda v, x: net.apply(v, x, method=run))(variables, masks)
     golden.check("mid_dense_pe", positions[None])
     slots = {"points_multi": ("points", 4), "boxes_single": ("boxes", 2), "points_boxes_multi": ("points_boxes", 3)}
     for tag, (kind, count) in slots.items():
         check(golden, f"mid_{tag}_sparse", tokens[0, where[kind], :count])
-    masks = raw["in_mask_prompt"][:, 0]
-    dense = net.apply(variables, np.broadcast_to(masks[:1], (8, *masks.shape[1:]))[None], method=run)[1]
     want = golden.arrays["mid_mask_dense"][0]
     np.testing.assert_allclose(dense[0, 5], want, rtol=0, atol=golden.facts["mid_mask_dense"]["atol"])
 
 
 @pytest.mark.parametrize(("name", "middle"), [("sam_original", "blocks"), ("sam_hf", "layers")])
 def test_blocks_of_the_vit(goldens, name, middle):
-    golden, raw, net, variables = opened(goldens, name)
-    told = dict(capture_intermediates=lambda module, _: isinstance(module, sam_encoder.Block), mutable=["intermediates"])
-    encoder = net.make_encoder()
-    own = {"params": variables["params"]["image_encoder"]}
-    _, found = jax.jit(lambda v, x: encoder.apply(v, x, **told))(own, golden.arrays["in_pixels"])
-    first, *_ = found["intermediates"].values()
+    golden, *_ = opened(goldens, name)
+    _, found = encoded(goldens, name)
+    first = next(part for _, part in sorted(found.items()) if "windowed" in part)
     windowed = first["windowed"]["__call__"][0][0][0]  # [periods, run, ...]
     if name == "sam_original":  # windowed, global, windowed
         check(golden, "mid_blocks_0", windowed[0])
@@ -126,11 +137,8 @@ def test_blocks_of_the_vit(goldens, name, middle):
 
 
 def test_stages_of_the_tiny_vit(goldens):
-    golden, raw, net, variables = opened(goldens, "mobile_sam")
-    encoder = net.make_encoder()
-    own = {kind: tree["image_encoder"] for kind, tree in variables.items() if "image_encoder" in tree}
-    told = dict(capture_intermediates=True, mutable=["intermediates"])
-    found = jax.jit(lambda v, x: encoder.apply(v, x, **told))(own, golden.arrays["in_pixels"])[1]["intermediates"]
+    golden, *_ = opened(goldens, "mobile_sam")
+    _, found = encoded(goldens, "mobile_sam")
     golden.check("mid_patch_embed", found["patch_embed_2"]["__call__"][0])
     check(golden, "mid_layers_0", found["layers_0"]["__call__"][0])
     check(golden, "mid_layers_1_blocks_0", found["layers_1"]["blocks"]["__call__"][0][0][0])
@@ -166,7 +174,7 @@ def test_huggingface_image_processor_and_postprocessing(goldens):
 
 def test_many_prompts_on_many_images_are_those_one_by_one(goldens):
     golden, raw, net, variables = opened(goldens, "sam_hf")
-    features = np.asarray(encode(net, variables, golden.arrays["in_pixels"]))
+    features = np.asarray(encoded(goldens, "sam_hf")[0])
     points, labels, _ = prompts_of(raw)
     points, labels = np.concatenate([points, points[:, ::-1]]), np.concatenate([labels, labels[:, ::-1]])
     logits, iou = decode(net, True, variables, features, points, labels)
@@ -210,7 +218,8 @@ def test_other_sizes_resize_the_positions(goldens):
     wide = np.tile(golden.arrays["in_pixels"], (1, 1, 2, 1))[:, :, :192]
     features = encode(net, variables, wide)
     assert features.shape == (1, 8, 12, 32) and np.isfinite(features).all()
-    logits, _ = decode(net, True, variables, features, *prompts.pack(np.full((1, 1, 1, 2), 150.0), np.ones((1, 1, 1))))
+    slots = prompts.pack(np.full((1, 1, 1, 2), 150.0), np.ones((1, 1, 1)))
+    logits, _ = jax.eval_shape(functools.partial(decode, net, True), variables, features, *slots)
     assert logits.shape == (1, 1, 3, 32, 48)
     with pytest.raises(ConfigError, match="multiples of the patch, 16"):
         encode(net, variables, wide[:, :, :190])
