@@ -33,7 +33,7 @@ def test_equals_the_formula(scale, masked, causal):
 
 def test_values_of_another_width_and_other_lengths():
     query, key, value = _inputs(e=3)
-    got = ops.attention(query, key, value)
+    got = jax.jit(ops.attention)(query, key, value)
     assert got.shape == (3, 5, 2, 3)
     np.testing.assert_allclose(got, _expected(query, key, value, 8**-0.5, True), atol=1e-6)
 
@@ -41,8 +41,8 @@ def test_values_of_another_width_and_other_lengths():
 def test_both_forms_agree_with_their_gradients():
     arrays = _inputs()
     weight = np.random.default_rng(2).standard_normal((3, 5, 2, 8)).astype(np.float32)
-    ours = jax.value_and_grad(lambda a: jnp.sum(ops.attention(*a) * weight))(arrays)
-    theirs = jax.value_and_grad(lambda a: jnp.sum(jax.nn.dot_product_attention(*a) * weight))(arrays)
+    forms = [jax.value_and_grad(lambda a, f=f: jnp.sum(f(*a) * weight)) for f in (ops.attention, jax.nn.dot_product_attention)]
+    ours, theirs = jax.jit(lambda a: [form(a) for form in forms])(arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
 
 
@@ -54,7 +54,7 @@ def test_gradients_under_a_mask(form, masked, causal, monkeypatch):
     query, key, value = _inputs(n=7)
     mask = np.random.default_rng(1).random((3, 1, 7, 7)) < 0.6
     mask[..., 0], mask[:, :, -1] = True, False
-    allowed = jnp.asarray((mask if masked else True) & (np.tril(np.ones((7, 7), bool)) if causal else True))
+    allowed = (mask if masked else True) & (np.tril(np.ones((7, 7), bool)) if causal else True)
 
     def formula(query, key, value):
         logits = jnp.where(allowed, jnp.einsum("bnhd,bmhd->bhnm", query, key) * 0.3, jnp.finfo(jnp.float32).min)
@@ -62,7 +62,8 @@ def test_gradients_under_a_mask(form, masked, causal, monkeypatch):
 
     ours = lambda *a: ops.attention(*a, scale=0.3, mask=jnp.asarray(mask) if masked else None, causal=causal)
     weight = np.random.default_rng(2).standard_normal((3, 7, 2, 8)).astype(np.float32)
-    grads = [jax.jit(jax.grad(lambda a, f=f: jnp.sum(f(*a) * weight)))((query, key, value)) for f in (ours, formula)]
+    slopes = [jax.grad(lambda a, f=f: jnp.sum(f(*a) * weight)) for f in (ours, formula)]
+    grads = jax.jit(lambda a: [slope(a) for slope in slopes])((query, key, value))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *grads)
 
 
@@ -75,19 +76,17 @@ def test_the_gradient_keeps_nothing_of_all_pairs():
 
 def test_a_row_that_may_attend_nowhere_stays_finite():
     query, key, value = _inputs()
-    got = ops.attention(query, key, value, mask=jnp.zeros((1, 1, 5, 7), bool))
+    got = jax.jit(ops.attention)(query, key, value, mask=np.zeros((1, 1, 5, 7), bool))
     np.testing.assert_allclose(got, np.broadcast_to(value.mean(1, keepdims=True), got.shape), atol=1e-6)
 
 
 def test_half_precision_keeps_its_type_and_a_float32_softmax():
     query, key, value = _inputs()
-    half = ops.attention(*(jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)))
+    slope = jax.grad(lambda a: jnp.square(ops.attention(*a).astype(jnp.float32)).sum())
+    low, high = [[x.astype(kind) for x in (query, key, value)] for kind in (jnp.bfloat16, np.float32)]
+    half, *grads = jax.device_get(jax.jit(lambda low, high: (ops.attention(*low), slope(low), slope(high)))(low, high))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(half, np.float32), _expected(query, key, value, 8**-0.5, True), atol=3e-2)
-    grads = [
-        jax.grad(lambda a: jnp.square(ops.attention(*a).astype(jnp.float32)).sum())([jnp.asarray(x, kind) for x in (query, key, value)])
-        for kind in (jnp.bfloat16, jnp.float32)
-    ]
     for low, high in zip(*grads, strict=True):
         assert low.dtype == jnp.bfloat16
-        np.testing.assert_allclose(np.asarray(low, np.float32), high, atol=3e-2 * float(jnp.abs(high).max()))
+        np.testing.assert_allclose(np.asarray(low, np.float32), high, atol=3e-2 * float(np.abs(high).max()))

@@ -1,5 +1,7 @@
 """Every form of the convolution primitives against lax (itself torch's definition), values and gradients, inside a loop too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,10 @@ from segjax.ops.conv import atrous_sum, conv2d, conv_transpose2d, same_padding
 def reference(x, kernel, stride, dilation, padding):
     padding = same_padding(kernel.shape[:2], dilation) if padding is None else padding
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, None, (dilation, dilation), ("NHWC", "HWIO", "NHWC"))
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 CASES = [
@@ -36,14 +42,12 @@ CASES = [
 
 @pytest.mark.parametrize("kernel_size, stride, dilation, padding", CASES)
 def test_values_and_gradients_are_those_of_lax(kernel_size, stride, dilation, padding):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, 12, 17, 5))
-    kernel = jax.random.normal(keys[1], (*kernel_size, 5, 4))
+    x, kernel = draw(2, 12, 17, 5), draw(*kernel_size, 5, 4)
     forms = (
         lambda a, b: conv2d(a, b, stride=stride, dilation=dilation, padding=padding),
         lambda a, b: reference(a, b, stride, dilation, padding),
     )
-    dy = jax.random.normal(keys[2], jax.eval_shape(forms[1], x, kernel).shape)
+    dy = draw(*jax.eval_shape(forms[1], x, kernel).shape, seed=1)
 
     @jax.jit
     def both(x, kernel, dy):
@@ -57,20 +61,17 @@ def test_values_and_gradients_are_those_of_lax(kernel_size, stride, dilation, pa
 @pytest.mark.parametrize("size", [(1, 16, 16), (2, 31, 22), (1, 9, 40)])
 def test_gradients_of_strided_patches_at_any_size(size):
     """Images that the stride divides or not, with rows that no output sees; both forms of the gradient."""
-    keys = jax.random.split(jax.random.key(3), 2)
     loss = lambda f: lambda x, kernel, stride: jnp.square(f(x, kernel, stride)).sum()
     forms = [loss(lambda x, k, s: conv2d(x, k, stride=s)), loss(lambda x, k, s: reference(x, k, s, 1, None))]
     both = jax.jit(lambda x, kernel, stride: [jax.grad(f, (0, 1))(x, kernel, stride) for f in forms], static_argnums=2)
     for k, stride in ((7, 4), (3, 2)):
-        ours, theirs = both(jax.random.normal(keys[0], (*size, 3)), jax.random.normal(keys[1], (k, k, 3, 4)), stride)
+        ours, theirs = jax.device_get(both(draw(*size, 3), draw(k, k, 3, 4), stride))
         for mine, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(mine, other, atol=1e-5 * float(jnp.abs(other).max()))
+            np.testing.assert_allclose(mine, other, atol=1e-5 * float(np.abs(other).max()))
 
 
 def test_gradients_inside_a_scan_equal_the_unrolled_ones():
-    keys = jax.random.split(jax.random.key(1), 2)
-    x = jax.random.normal(keys[0], (1, 9, 8, 6))
-    kernels = jax.random.normal(keys[1], (3, 3, 3, 6, 6)) / 5
+    x, kernels = draw(1, 9, 8, 6), draw(3, 3, 3, 6, 6) / 5
 
     def scanned(kernels):
         return lax.scan(lambda h, k: (jnp.tanh(conv2d(h, k, dilation=2)), None), x, kernels)[0].sum()
@@ -81,7 +82,7 @@ def test_gradients_inside_a_scan_equal_the_unrolled_ones():
             h = jnp.tanh(reference(h, k, 1, 2, None))
         return h.sum()
 
-    np.testing.assert_allclose(jax.jit(jax.grad(scanned))(kernels), jax.grad(unrolled)(kernels), atol=1e-4)
+    np.testing.assert_allclose(*jax.jit(lambda kernels: (jax.grad(scanned)(kernels), jax.grad(unrolled)(kernels)))(kernels), atol=1e-4)
 
 
 @pytest.mark.parametrize("size, output", [(2, None), (3, None), (3, (11, 13)), (2, (12, 13))])
@@ -97,22 +98,26 @@ def test_transposed_convolution_puts_each_tap_where_torch_does(size, output):
     expected = full[:, 1:13, 1:15]
     if output is not None:
         expected = expected[:, : output[0], : output[1]]
-    ours = conv_transpose2d(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), output_size=output)
+    ours = jax.jit(functools.partial(conv_transpose2d, output_size=output))(x.astype(np.float32), kernel.astype(np.float32))
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("height, width", [(9, 13), (40, 50)])
 def test_atrous_sum_is_the_sum_of_the_convolutions(height, width):
-    keys = jax.random.split(jax.random.key(2), 3)
-    x = jax.random.normal(keys[0], (2, height, width, 8))
-    kernels, biases = jax.random.normal(keys[1], (4, 3, 3, 8, 5)), jax.random.normal(keys[2], (4, 5))
+    x, kernels, biases = draw(2, height, width, 8), draw(4, 3, 3, 8, 5), draw(4, 5)
     dilations = (6, 12, 18, 24)
 
     def naive(x, kernels, biases):
         return sum(reference(x, k, 1, d, None) + b for k, d, b in zip(kernels, dilations, biases, strict=True))
 
-    np.testing.assert_allclose(jax.jit(atrous_sum, static_argnums=3)(x, kernels, biases, dilations), naive(x, kernels, biases), atol=1e-4)
-    ours = jax.jit(jax.grad(lambda *a: jnp.square(atrous_sum(*a, dilations)).mean(), argnums=(0, 1, 2)))(x, kernels, biases)
-    theirs = jax.jit(jax.grad(lambda *a: jnp.square(naive(*a)).mean(), argnums=(0, 1, 2)))(x, kernels, biases)
-    for mine, other in zip(ours, theirs, strict=True):
+    def with_gradients(f):
+        def loss(*a):
+            y = f(*a)
+            return jnp.square(y).mean(), y
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+    forms = [with_gradients(lambda *a: atrous_sum(*a, dilations)), with_gradients(naive)]
+    (ours, got), (theirs, expected) = jax.jit(lambda *a: [form(*a) for form in forms])(x, kernels, biases)
+    for mine, other in zip((got, *ours), (expected, *theirs), strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-4)

@@ -15,7 +15,7 @@ from segjax.runtime.mesh import batch_sharding, make_mesh
 
 
 def drawn(shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def read_full_map(features, position, size, align_corners):
@@ -31,15 +31,15 @@ def read_full_map(features, position, size, align_corners):
 def test_the_full_size_map_at_positions_without_making_it(shape, size, align_corners):
     """Larger, one axis alone, none, one pixel high, smaller; every position once and some of them twice."""
     features, pixels = drawn(shape), size[0] * size[1]
-    position = jnp.stack([jnp.concatenate([jnp.arange(pixels)[::step], jnp.arange(9)]) for step in (1, -1)[: shape[0]]])
+    position = np.stack([np.concatenate([np.arange(pixels)[::step], np.arange(9)]) for step in (1, -1)[: shape[0]]])
     weight = drawn((*position.shape, shape[-1]), seed=1)
 
     def loss(read, features):
         found = read(features, position, size, align_corners)
         return jnp.sum(found * weight), found
 
-    (_, ours), slope = jax.jit(jax.value_and_grad(functools.partial(loss, ops.at_positions), has_aux=True))(features)
-    (_, theirs), expected = jax.jit(jax.value_and_grad(functools.partial(loss, read_full_map), has_aux=True))(features)
+    forms = [jax.value_and_grad(functools.partial(loss, read), has_aux=True) for read in (ops.at_positions, read_full_map)]
+    ((_, ours), slope), ((_, theirs), expected) = jax.jit(lambda features: [form(features) for form in forms])(features)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(slope, expected, atol=1e-5)
 
@@ -51,21 +51,22 @@ def test_reading_needs_memory_for_samples_alone():
 
 
 def test_low_precision_maps_stay_what_they_are():
-    features, position = drawn((1, 4, 4, 2)).astype(jnp.bfloat16), jnp.arange(10)[None]
-    found = ops.at_positions(features, position, (8, 8))
+    features, position = drawn((1, 4, 4, 2)).astype(jnp.bfloat16), np.arange(10)[None]
+    both = jax.jit(lambda *x: (ops.at_positions(*x, (8, 8)), read_full_map(*x, (8, 8), False)))
+    found, expected = both(features, position)
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, read_full_map(features, position, (8, 8), False))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_what_is_no_map_is_refused():
     with pytest.raises(ConfigError, match=r"features int32\[1, 4, 4, 2\] at positions \[1, 3\]"):
-        ops.at_positions(jnp.zeros((1, 4, 4, 2), jnp.int32), jnp.zeros((1, 3), jnp.int32), (8, 8))
+        ops.at_positions(np.zeros((1, 4, 4, 2), np.int32), np.zeros((1, 3), np.int32), (8, 8))
     with pytest.raises(ConfigError, match=r"at positions \[2, 3\]"):
-        ops.at_positions(jnp.zeros((1, 4, 4, 2)), jnp.zeros((2, 3), jnp.int32), (8, 8))
+        ops.at_positions(np.zeros((1, 4, 4, 2), np.float32), np.zeros((2, 3), np.int32), (8, 8))
 
 
 def test_uniform_positions_reach_every_pixel_and_differ_from_image_to_image():
-    position = np.asarray(ops.uniform_positions(jax.random.key(0), 2, 12, 6000))
+    position = np.asarray(jax.jit(ops.uniform_positions, static_argnums=(1, 2, 3))(jax.random.key(0), 2, 12, 6000))
     assert position.shape == (2, 6000) and position.dtype == np.int32 and (position[0] != position[1]).any()
     for row in position:
         np.testing.assert_allclose(np.bincount(row, minlength=12) / 6000, 1 / 12, atol=0.015)  # 4 standard deviations
@@ -82,7 +83,7 @@ def test_balanced_positions_draw_classes_and_their_pixels_alike():
     np.testing.assert_allclose(often[96:99], 0.5 / 3, atol=0.017)
     assert often[99:].sum() == 0 and (position[1] == 0).all()
     assert len(np.unique(position[2])) > 100 and position[2].max() < 120  # nothing but ignored pixels: any of them
-    found = np.asarray(ops.labels_at(jnp.asarray(label), jnp.asarray(position)))
+    found = np.asarray(jax.jit(ops.labels_at)(label, position))
     assert found.dtype == np.uint8 and set(found[0]) == {0, 2} and set(found[1]) == {4} and set(found[2]) == {255}
 
 
@@ -90,7 +91,7 @@ def test_a_large_image_keeps_single_pixels():
     """A lone pixel of class 1 after two million of class 0 is still half of the draws."""
     label = np.zeros((1, 1024, 2048), np.uint8)
     label[0, -1, -1] = 1
-    position = np.asarray(ops.balanced_positions(jax.random.key(0), label, 4000, 19))
+    position = np.asarray(jax.jit(ops.balanced_positions, static_argnums=(2, 3))(jax.random.key(0), label, 4000, 19))
     assert abs(np.mean(position == 1024 * 2048 - 1) - 0.5) < 0.032  # 4 standard deviations
     assert len(np.unique(position)) > 1900  # and the others are not a coarse grid
 

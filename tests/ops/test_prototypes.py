@@ -9,6 +9,8 @@ from segjax.ops import consensus, prototypes
 from segjax.ops.resize import bilinear
 
 CLASSES = 19
+image_means = jax.jit(prototypes.image_means, static_argnums=2, static_argnames="min_pixels")
+move = jax.jit(prototypes.move)
 
 
 def nhwc(x):
@@ -52,7 +54,7 @@ def test_digas_self_training_block(goldens, seed):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_digas_offline_pass(goldens, seed):
     z = np.load(goldens / f"05d_diga_offline_s{seed}.npz")
-    mean, counted = prototypes.image_means(nhwc(z["in_feat"]), prototypes.predicted_labels(nhwc(z["in_logit"])), CLASSES)
+    mean, counted = image_means(nhwc(z["in_feat"]), np.asarray(jax.jit(prototypes.predicted_labels)(nhwc(z["in_logit"]))), CLASSES)
     image, found = np.nonzero(np.asarray(counted))
     np.testing.assert_array_equal(found, z["out_ids"])
     np.testing.assert_allclose(np.asarray(mean)[image, found], z["out_vec"], atol=2e-5)
@@ -66,7 +68,7 @@ def test_accumulate_is_the_mean_until_the_cap():
     means, counted = rng.normal(size=(9, 3, 4)).astype(np.float32), rng.random((9, 3)) < 0.6
     counted[:, 2] = False
     run = jax.jit(prototypes.accumulate, static_argnames="cap")
-    start = jnp.zeros((3, 4)), jnp.zeros(3)
+    start = np.zeros((3, 4), np.float32), np.zeros(3, np.float32)
     centroids, number = run(*start, means, counted)
     np.testing.assert_array_equal(number, counted.sum(0))
     want = np.stack([means[counted[:, k], k].mean(0) if counted[:, k].any() else np.zeros(4) for k in range(3)])
@@ -85,8 +87,8 @@ def test_move_is_one_image_after_the_other():
     want = start.copy()
     for mean, there in zip(means, counted, strict=True):
         want[there] = 0.7 * want[there] + 0.3 * mean[there]
-    np.testing.assert_allclose(jax.jit(prototypes.move)(start, means, counted, 0.3), want, atol=1e-6)
-    np.testing.assert_allclose(prototypes.move(start, means, np.zeros_like(counted), 0.3), start, atol=1e-6)
+    np.testing.assert_allclose(move(start, means, counted, 0.3), want, atol=1e-6)
+    np.testing.assert_allclose(move(start, means, np.zeros_like(counted), 0.3), start, atol=1e-6)
 
 
 def test_sums_over_devices_are_those_of_the_batch():
@@ -109,9 +111,9 @@ def test_sums_over_devices_are_those_of_the_batch():
 def test_few_pixels_do_not_count():
     features, label = np.ones((1, 3, 4, 2), np.float32), np.full((1, 3, 4), 255, np.uint8)
     label[0, 0, :], label[0, 1, :3], label[0, 2, :2] = 0, 1, 1
-    mean, counted = prototypes.image_means(features, label, 3)
+    mean, counted = image_means(features, label, 3)
     assert counted.tolist() == [[False, True, False]] and mean.tolist() == [[[0, 0], [1, 1], [0, 0]]]
-    assert prototypes.image_means(features, label, 3, min_pixels=4)[1].tolist() == [[True, True, False]]
+    assert image_means(features, label, 3, min_pixels=4)[1].tolist() == [[True, True, False]]
 
 
 def test_distances_keep_their_digits_and_their_gradient():
@@ -120,10 +122,10 @@ def test_distances_keep_their_digits_and_their_gradient():
     features[0] = centroids[2]
     features, centroids = features.astype(np.float32), centroids.astype(np.float32)
     want = np.linalg.norm(features[:, None].astype(np.float64) - centroids, axis=-1)
-    found = np.asarray(jax.jit(prototypes.distances)(features, centroids))
+    slope = lambda x: jax.grad(lambda x: prototypes.distances(x, centroids).sum())(x)
+    found, gradient = jax.device_get(jax.jit(lambda x, c: (prototypes.distances(x, c), slope(c)))(features, centroids))
     np.testing.assert_allclose(found[1:], want[1:], rtol=1e-5)
     assert abs(found[0, 2]) < 5e-3
-    gradient = jax.grad(lambda x: prototypes.distances(x, centroids).sum())(centroids)
     assert np.isfinite(gradient).all()
 
 
@@ -132,11 +134,16 @@ def test_unknown_classes_are_never_the_nearest():
     features, centroids = rng.normal(size=(2, 4, 5, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
     centroids[3] = 0  # would win: the features are spread around it
     known = np.array([True, True, False, False, True, True])
-    found = prototypes.nearest_centroid(features, centroids, (9, 11), known, chunks=2)
-    assert found.dtype == jnp.uint8 and not np.isin(found, [2, 3]).any()
-    weights = prototypes.centroid_weights(features, centroids, known, temperature=2.0)
+
+    @jax.jit
+    def run(features, centroids):
+        nearest = lambda *a: prototypes.nearest_centroid(features, centroids, (9, 11), *a, chunks=2)
+        weights = prototypes.centroid_weights(features, centroids, known, temperature=2.0)
+        want = bilinear(prototypes.centroid_weights(features, centroids), (9, 11), align_corners=True).argmax(-1)
+        return nearest(known), weights, nearest(), want
+
+    found, weights, free, want = jax.device_get(run(features, centroids))
+    assert found.dtype == np.uint8 and not np.isin(found, [2, 3]).any()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
     assert not np.asarray(weights)[..., 2:4].any()
-    free = prototypes.nearest_centroid(features, centroids, (9, 11), chunks=2)
-    want = bilinear(prototypes.centroid_weights(features, centroids), (9, 11), align_corners=True).argmax(-1)
     assert (np.asarray(free) == 3).any() and (np.asarray(free) == want).mean() > 0.99

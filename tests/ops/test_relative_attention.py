@@ -1,5 +1,7 @@
 """Attention with decomposed relative positions: against the bias written out, its gradient, its memory; and the two smaller forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from segjax.ops.relative_attention import relative_attention, relative_vectors
 
 
 def draw(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng((seed, *shape)).standard_normal(shape), jnp.float32)
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def bias_stored(query, key, value, rows, columns):
@@ -39,7 +41,8 @@ def test_equals_the_stored_bias_and_its_gradient(block):
 
     form = lambda *arguments: relative_attention(*arguments, block=block)
     arguments = (query, key, value, *tables)
-    got, want = (jax.jit(jax.value_and_grad(lambda *a, f=f: loss(f, *a), tuple(range(5))))(*arguments) for f in (form, bias_stored))
+    slopes = [jax.value_and_grad(functools.partial(loss, f), tuple(range(5))) for f in (form, bias_stored)]
+    got, want = jax.jit(lambda *a: [slope(*a) for slope in slopes])(*arguments)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     for ours, theirs in zip(got[1], want[1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
@@ -47,21 +50,21 @@ def test_equals_the_stored_bias_and_its_gradient(block):
 
 def test_without_positions_it_is_plain_attention():
     query, key, value = (draw(2, 6, 7, 3, 4, seed=n) for n in range(3))
-    got = relative_attention(query, key, value, block=8)
-    want = attention(*(x.reshape(2, 42, 3, 4) for x in (query, key, value)))
+    plain = lambda *a: attention(*(x.reshape(2, 42, 3, 4) for x in a))
+    got, want = jax.jit(lambda *a: (relative_attention(*a, block=8), plain(*a)))(query, key, value)
     np.testing.assert_allclose(got.reshape(want.shape), want, rtol=0, atol=2e-6)
 
 
 def test_vectors_are_indexed_and_resized_as_torch_does():
     table = draw(7, 5)
-    vectors = relative_vectors(table, 4)
+    vectors, larger = jax.device_get(jax.jit(lambda table: (relative_vectors(table, 4), relative_vectors(table, 6)))(table))
     for i in range(4):
         for j in range(4):
             np.testing.assert_array_equal(vectors[i, j], table[i - j + 3])
     torch = pytest.importorskip("torch")
     resized = torch.nn.functional.interpolate(torch.from_numpy(np.array(table)).T[None], 11, mode="linear")[0].T.numpy()
-    np.testing.assert_allclose(relative_vectors(table, 6)[5, 0], resized[10], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(relative_vectors(table, 6)[2, 4], resized[3], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(larger[5, 0], resized[10], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(larger[2, 4], resized[3], rtol=0, atol=1e-6)
 
 
 def temporary(function, *arguments):
@@ -87,18 +90,23 @@ def test_one_query_set_to_many_groups():
     query, key, value = draw(2, 5, 3, 4), draw(2, 6, 7, 3, 4, seed=1), draw(2, 6, 7, 3, 4, seed=2)
     mask = np.random.default_rng(3).random((2, 6, 7)) > 0.4
     mask[..., 0] = True
-    got = attention_to_groups(query, key, value, jnp.asarray(mask))
-    for g in range(6):
-        want = attention(query, key[:, g], value[:, g], mask=jnp.asarray(mask[:, g])[:, None, None])
-        np.testing.assert_allclose(got[:, g], want, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(attention_to_groups(query, key, value)[:, 2], attention(query, key[:, 2], value[:, 2]), rtol=0, atol=2e-6)
+
+    @jax.jit
+    def run(query, key, value):
+        each = [attention(query, key[:, g], value[:, g], mask=jnp.asarray(mask[:, g])[:, None, None]) for g in range(6)]
+        free = attention_to_groups(query, key, value)[:, 2], attention(query, key[:, 2], value[:, 2])
+        return (attention_to_groups(query, key, value, jnp.asarray(mask)), jnp.stack(each, 1)), free
+
+    for got, want in run(query, key, value):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
 
 
 def test_a_bias_for_every_pair():
     query, key, value, bias = (*(draw(2, 5, 3, 4, seed=n) for n in range(3)), draw(3, 5, 5))
     logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2 + np.asarray(bias)
     weight = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(attention_with_bias(query, key, value, bias), np.einsum("bhqk,bkhd->bqhd", weight, value), rtol=0, atol=2e-6)
+    got = jax.jit(attention_with_bias)(query, key, value, bias)
+    np.testing.assert_allclose(got, np.einsum("bhqk,bkhd->bqhd", weight, value), rtol=0, atol=2e-6)
 
 
 def test_a_large_image_takes_the_platforms_blocks():

@@ -21,8 +21,8 @@ def test_masks_become_the_originals_classes(goldens, seed):
     best = found[np.arange(len(found)), raw["in_iou"].argmax(1)]  # as `nets.sam_decoder` chooses
     np.testing.assert_array_equal(best > 0, raw["out_best"])
     classes = np.repeat(raw["in_class"], raw["in_count"]).astype(np.int32)
-    given = Prompts(jnp.zeros((1, len(classes), 5, 2)), jnp.asarray(classes)[None], jnp.ones((1, len(classes)), bool))
-    label = jnp.zeros((1, height, width), jnp.uint8)
+    given = Prompts(np.zeros((1, len(classes), 5, 2), np.float32), classes[None], np.ones((1, len(classes)), bool))
+    label = np.zeros((1, height, width), np.uint8)
 
     @functools.partial(jax.jit, static_argnames="remove")
     def run(best, remove):
@@ -30,7 +30,7 @@ def test_masks_become_the_originals_classes(goldens, seed):
         return sam_refine.combined(label, claims, given, 19, remove)
 
     for remove, name in ((True, "rm"), (False, "keep")):
-        refined = run(best, remove)
+        refined = jax.device_get(run(best, remove))
         there = np.flatnonzero(refined.targets.classes[0] >= 0)
         np.testing.assert_array_equal(there, np.sort(raw[f"out_{name}_labels"]))
         order = np.argsort(raw[f"out_{name}_labels"])
@@ -71,7 +71,7 @@ def answer(label, asked, classes, options):
 
 def run(key, label, classes=19, options=()):
     asked = ask(key, label)
-    return asked, answer(label, asked, classes, options)
+    return jax.device_get((asked, answer(label, asked, classes, options)))
 
 
 def labels():
@@ -136,18 +136,17 @@ def test_a_second_pass_gets_the_best_mask():
 
 def test_any_number_of_queues():
     """The segmenter has something of each image's own: how far its squares reach."""
-    label, reach = labels(), jnp.asarray([0.0, 3.0, -2.0, 1.0])
+    label, reach = labels(), np.array([0.0, 3.0, -2.0, 1.0], np.float32)
     asked = ask(jax.random.key(4), label)
 
     @functools.partial(jax.jit, static_argnames="queues")
     def run(label, asked, queues):
         def decode(image, *prompt):
-            return squares(image, *prompt) + sam_refine.chosen(reach.reshape(queues, -1), image)[:, None, None, None]
+            return squares(image, *prompt) + sam_refine.chosen(jnp.asarray(reach).reshape(queues, -1), image)[:, None, None, None]
 
         return sam_refine.refine(label, asked, decode, enlarge, num_classes=19, chunk=2, queues=queues)
 
-    one, two, four = (run(label, asked, queues) for queues in (1, 2, 4))
-    plain = answer(label, asked, 19, ())
+    one, two, four, plain = jax.device_get([*(run(label, asked, queues) for queues in (1, 2, 4)), answer(label, asked, 19, ())])
     assert (one.label[1] == 7).sum() > (plain.label[1] == 7).sum() and (one.label[2] == 18).sum() < (plain.label[2] == 18).sum()
     for other in (two, four):
         jax.tree.map(np.testing.assert_array_equal, other, one)
@@ -162,7 +161,7 @@ def test_more_than_32_classes():
 
 
 def test_slots_of_a_prompt():
-    asked = Prompts(jnp.ones((1, 2, 5, 2)), jnp.zeros((1, 2), jnp.int32), jnp.asarray([[True, False]]))
+    asked = Prompts(np.ones((1, 2, 5, 2), np.float32), np.zeros((1, 2), np.int32), np.array([[True, False]]))
     for most, want in ((None, [1] * 5 + [-1]), (6, [1] * 5 + [-1]), (5, [1] * 5)):
         points, kinds = sam_refine.slots(asked, most)
         assert kinds.tolist() == [[want, [prompts.PADDING] * len(want)]] and points.shape == (1, 2, len(want), 2)
