@@ -46,9 +46,14 @@ def test_each_operation_is_kornias(kornia, values):
 def test_jitter_in_a_drawn_order_is_kornias(kornia, values):
     image = nhwc(kornia[f"in_{values}"])
     drawn = [kornia[f"rnd_{values}_{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
-    for place in kornia[f"rnd_{values}_order"]:
-        image = photometric._JITTER["kornia"][place](image, drawn[place])
-    np.testing.assert_allclose(image, nhwc(kornia[f"out_{values}_jitter"]), atol=5e-6)
+
+    @jax.jit
+    def run(image):
+        for place in kornia[f"rnd_{values}_order"]:
+            image = photometric._JITTER["kornia"][place](image, drawn[place])
+        return image
+
+    np.testing.assert_allclose(run(image), nhwc(kornia[f"out_{values}_jitter"]), atol=5e-6)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -66,11 +71,11 @@ def test_the_order_is_drawn():
     """All orders of three operations occur, and nothing but orders: each result is one of the six compositions."""
     image, key = images(1, (4, 4)), jax.random.key(0)
     strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.9}
-    one = jax.jit(lambda key: photometric.color_jitter(key, image, **strengths, rule="kornia", order="random"))
-    found = np.stack([one(jax.random.fold_in(key, i)) for i in range(40)])
+    jitter = lambda key, **how: photometric.color_jitter(key, image, **strengths, rule="kornia", **how)
+    both = jax.jit(lambda i: [jitter(jax.random.fold_in(key, i), **how) for how in (dict(order="random"), {})])
+    found, fixed = (np.stack(x) for x in zip(*(both(i) for i in range(40)), strict=True))
     assert len(np.unique(found.round(5), axis=0)) == 40
-    fixed = jax.jit(lambda key: photometric.color_jitter(key, image, **strengths, rule="kornia"))
-    same = [np.abs(found[i] - fixed(jax.random.fold_in(key, i))).max() < 1e-6 for i in range(40)]
+    same = [np.abs(found[i] - fixed[i]).max() < 1e-6 for i in range(40)]
     assert 1 <= sum(same) < 30
 
 
@@ -108,13 +113,14 @@ def test_daformer_changes_all_or_none():
 def test_nothing_asked_for_changes_nothing():
     image, key = images(2), jax.random.key(0)
     assert photometric_views.strong_view(key, image) is image
-    np.testing.assert_array_equal(photometric_views.blend_view(image, image + 1, 0.0), image)
+    np.testing.assert_array_equal(jax.jit(photometric_views.blend_view)(image, image + 1, 0.0), image)
 
 
 def test_the_faithful_view_clamps_normalised_values():
     """Hand-made: only the clamp of a jitter that does nothing else (brightness factor 1), on normalised BGR."""
     image = images(2, (4, 5))
-    view = photometric_views.diga_view(jax.random.key(0), image, share=0.4, faithful=True, jitter=(1e-9, 0.0, 0.0, 0.0))
+    how = dict(share=0.4, faithful=True, jitter=(1e-9, 0.0, 0.0, 0.0))
+    view = jax.jit(lambda key: photometric_views.diga_view(key, image, **how))(jax.random.key(0))
     mean = np.array([104.00698793, 116.66876762, 122.67891434])[::-1]
     normalised = (255 * image - mean) / 128
     want = (0.4 * (2 * np.clip(normalised, 0, 1) - 1) + 0.6 * normalised) * 128 + mean
@@ -126,9 +132,10 @@ def test_sharpness_is_pils():
     from PIL import Image
 
     picture = (images(1, (9, 11))[0] * 255).astype(np.uint8)
+    sharpen = jax.jit(photometric_views.adjust_sharpness)
     for factor in (0.0, 0.4, 1.7):
         want = np.asarray(pil.Sharpness(Image.fromarray(picture)).enhance(factor), np.float32)
-        found = photometric_views.adjust_sharpness(picture[None].astype(np.float32) / 255, factor)
+        found = sharpen(picture[None].astype(np.float32) / 255, factor)
         np.testing.assert_allclose(255 * np.asarray(found)[0], want, atol=2)
 
 
@@ -145,11 +152,16 @@ def test_ssds_changes_are_what_their_hsv_says():
     """Every pixel again by the standard library, with the numbers that were drawn; strengths as Mask2Former's."""
     image = np.random.default_rng(1).random((12, 2, 3, 3)).astype(np.float32)
     key = jax.random.key(5)
-    got = jax.jit(photometric_views.ssd_view)(key, image)
-    keys = jax.random.split(key, 3)
-    drawn = np.asarray(jax.random.uniform(keys[0], (4, 12), minval=-1.0)) * np.array([32 / 255, 0.5, 0.5, 18 / 180])[:, None]
-    shift, contrast, saturation, hue = np.where(jax.random.bernoulli(keys[1], 0.5, (4, 12)), drawn, 0)
-    first = np.asarray(jax.random.bernoulli(keys[2], 0.5, (12,)))
+
+    @jax.jit
+    def run(key):
+        keys = jax.random.split(key, 3)
+        drawn = jax.random.uniform(keys[0], (4, 12), minval=-1.0), jax.random.bernoulli(keys[1], 0.5, (4, 12))
+        return photometric_views.ssd_view(key, image), *drawn, jax.random.bernoulli(keys[2], 0.5, (12,))
+
+    got, drawn, used, first = jax.device_get(run(key))
+    drawn = drawn * np.array([32 / 255, 0.5, 0.5, 18 / 180])[:, None]
+    shift, contrast, saturation, hue = np.where(used, drawn, 0)
     assert 0 < first.sum() < 12 and all(0 < np.count_nonzero(x) < 12 for x in (shift, contrast, saturation, hue))
     for n in range(12):
         want = np.clip(image[n] + shift[n], 0, 1)
