@@ -134,10 +134,10 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
     key = jax.random.key(seed)
     abstract = jax.eval_shape(method.init, key, first)
     shardings = meshes.shard_rules(abstract, mesh, overrides)
-    own = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)  # no two leaves in one buffer: donation
     if saves.agreed_steps():
         state, start = saves.restore(meshes.with_shardings(abstract, shardings))
         say(f"resumed from step {start}")
+        own = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)  # no two leaves in one buffer: donation
         return own(state), start
     # Runs once: on CPU a quarter of the compile time without optimisation, which accelerators do not need for it.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
