@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,7 +26,7 @@ def by_scipy(label):
 
 def check(labels):
     for label in labels:
-        np.testing.assert_array_equal(first_pixels(label[None])[0], by_scipy(label))
+        np.testing.assert_array_equal(np.asarray(first_pixels(label[None]))[0], by_scipy(label))
 
 
 def serpentine(size, turned=False):
@@ -84,7 +83,7 @@ def kept_of(label, min_area, places):
 def test_kept_components_and_points_are_the_originals(goldens, seed):
     raw = np.load(goldens / f"09a_clouds_points_s{seed}.npz")
     threshold, count = (int(x) for x in raw["par"])
-    found, inside, rows = kept_of(raw["in_seg"], threshold, (None, 64)[seed])  # 64: more places than there can be components
+    found, inside, rows = jax.device_get(kept_of(raw["in_seg"], threshold, (None, 64)[seed]))  # 64: more places than components
     image, place = np.nonzero(np.asarray(found.valid))
     np.testing.assert_array_equal(image, raw["out_image"])
     np.testing.assert_array_equal(np.asarray(found.label)[image, place], raw["out_class"])
@@ -93,13 +92,13 @@ def test_kept_components_and_points_are_the_originals(goldens, seed):
     np.testing.assert_array_equal(np.asarray(inside)[image] == place[:, None, None], raw["out_eroded"])
     index = np.zeros((*found.valid.shape, count), np.int32)
     index[image, place] = raw["rnd_index"]
-    pixels = np.asarray(component_pixels.pixels_at(found.place, rows, jnp.asarray(index)))[image, place]
+    pixels = np.asarray(jax.jit(component_pixels.pixels_at)(found.place, rows, index))[image, place]
     np.testing.assert_array_equal(np.stack([pixels % 96, pixels // 96], -1), raw["out_points"])
 
 
 def test_more_components_than_places_leave_the_largest(goldens):
     label = np.load(goldens / "09a_clouds_points_s0.npz")["in_seg"]
-    few, wide = kept_of(label, 60, 5)[0], kept_of(label, 130, 64)[0]
+    few, wide = jax.device_get((kept_of(label, 60, 5)[0], kept_of(label, 130, 64)[0]))
     for b in range(2):
         area = np.unique(by_scipy(label[b])[label[b] < 19], return_counts=True)[1]
         assert sorted(few.area[b]) == sorted(np.sort(area)[-5:]) and few.valid.all()
@@ -120,7 +119,7 @@ def test_the_nth_true_pixel():
 def test_random_pixels_are_different_and_equally_likely():
     label = np.zeros((1, 4, 6), np.uint8)
     label[0, 1:3, 1:4] = 1
-    place = jnp.where(label == 1, 1, 0)
+    place = np.where(label == 1, 1, 0).astype(np.int32)
     draw = jax.jit(jax.vmap(lambda key: component_pixels.random_pixels(key, place, 3, 5)))
     pixels, enough = draw(jax.random.split(jax.random.key(1), 3000))
     assert enough[0].tolist() == [[True, True, False]]
