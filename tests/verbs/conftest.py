@@ -8,6 +8,8 @@ import textwrap
 import pytest
 
 from segjax import cli
+from segjax.generation import diffusion
+from segjax.verbs import build, personalize_work
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 NET = """
@@ -45,9 +47,9 @@ CONFIG = """
         config.mesh.data = 2
         for stage in config.stages.values():
             stage.model = ConfigDict(MODEL)
-            stage.data.source.length = stage.data.target.length = 8
-            for scored in stage.evaluate.values():
-                scored.length = 3
+            read = [stage.data.source, stage.data.target, *stage.evaluate.values()]
+            for number, part in enumerate(read):
+                part.update({"length": 8 if number < 2 else 3, "cache": True})  # drawing a scene takes longer than a step
         config.stages.adabn.steps, config.stages.fda.steps = 2, 4
         return config
 """
@@ -83,3 +85,32 @@ def finished(tiny_config, tmp_path_factory) -> Run:
     with contextlib.redirect_stdout(out):
         code = cli.main(["run", f"--config={tiny_config}", f"--workdir={workdir}"])
     return Run(tiny_config, workdir, code, out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def traced_once():
+    """Runs that start again in this process have one method, and one generator of images, for the same settings: each is traced once.
+
+    The folders of a run are no part of them. What a restart computes anew is tested with the methods and the loop.
+    """
+    assemble, known = build._assemble, {}
+
+    def stage(name, seed, spec):
+        made = assemble(name, seed, spec)
+        settings = {key: made.spec[key] for key in ("method", "model", "optimizer", "steps")}
+        first = known.setdefault(repr((name, seed, settings)), made)
+        return dataclasses.replace(made, model=first.model, method=first.method)
+
+    def generator(networks, sampler, mesh, **how):
+        key = repr((networks, sampler.step.__qualname__, sampler.timesteps.tolist(), mesh, how))
+        return known[key] if key in known else known.setdefault(key, generate(networks, sampler, mesh, **how))
+
+    def method(spec, networks, scheduler, where):
+        key = repr((spec, networks, scheduler))
+        return known[key] if key in known else known.setdefault(key, personalize(spec, networks, scheduler, where))
+
+    generate, personalize = diffusion.generator, personalize_work.method
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, once in ((build, "_assemble", stage), (diffusion, "generator", generator), (personalize_work, "method", method)):
+            patch.setattr(owner, name, once)
+        yield

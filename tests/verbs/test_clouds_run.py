@@ -85,7 +85,7 @@ def config(goldens, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory) -> pathlib.Path:
+def whole(config, traced_once, tmp_path_factory) -> pathlib.Path:
     """The directory of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("whole")
     assert cli.main(command(config, workdir)) == 0

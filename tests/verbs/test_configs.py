@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_layouts
+from ml_collections import ConfigDict
 
 from segjax import errors
 from segjax.generation import captions
 from segjax.nets.translator import Translator
+from segjax.runtime import optim
 from segjax.verbs import build, config_file, evaluate, prompt_values, stages, variables
 from segjax.weights import safetensors_io
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+OWN_NETWORKS = tuple(f"segjax.methods.{name}:make" for name in ("clouds", "clouds_warmup", "diga_translator"))
+"""Methods over networks of other outputs than classes a pixel: tests/methods, test_clouds_run and test_diga_run run them."""
 SPECS = {
     "quickstart.py": 351_660,
     "camvid_day_dusk.py": None,
@@ -70,43 +74,48 @@ def test_no_config_is_left_out():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_builds_and_steps_under_eval_shape(spec, traced):
+def test_builds_and_steps_under_eval_shape(spec, tiny_config, seen):
     config = load(spec)
     for name in build.stage_names(config):
         stages.module(config, name).check_stage(config, name)
         if stages.verb(config, name) != stages.TRAIN:
             continue
         stage = build.stage(config, name)
-        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.shapes(stage.model)["params"]))
+        params, settings = variables.shapes(stage.model)["params"], stage.spec["optimizer"]
+        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
         assert SPECS[spec] in (None, count) or not hasattr(stage.model, "num_classes")
-        same = stage.spec["method"]["make"], stage.spec["model"]["make"], stage.spec["model"].get("layout")
-        if same not in traced:
-            traced.add(same)
-            _trace(stage)
+        if seen("optimizer", stage.model, settings):
+            optimizer = optim.make_optimizer(**{"total_steps": stage.spec["steps"], **settings})
+            jax.eval_shape(optimizer.init, params)  # every pattern finds a parameter
+        if stage.spec["method"]["make"] not in OWN_NETWORKS and seen("method", stage.spec["method"]):
+            _trace(build.stage(_over_tiny(config, name), name))
 
 
 @pytest.fixture(scope="module")
-def traced():
-    """Methods traced over a network already: the configs differ in values, and a trace of a step takes seconds.
+def seen():
+    """Whether values are new: the configs share settings of methods and networks, and each is looked at once."""
+    known = set()
 
-    HRNet-W48's takes a minute, and its two heads and feature are those of the contract's network (tests/methods); of ENet, whose
-    features are half as large as its logits, one layout is enough, under methods that do more than plain training. DAFormer is traced
-    over its MiT-B5 alone; over ResNet-101 or in two resolutions, and other methods over MiT-B5, they are built, and so is CLOUDS:
-    tests/methods and tests/nets have them small.
-    """
-    enet, ocr = "segjax.nets.enet:ENet", "segjax.nets.ocr:HRNetOCR"
-    skipped = {("warmup", ocr, None), ("selftrain", ocr, None)}
-    skipped |= {("warmup", enet, "torch7"), ("warmup", enet, "pytorch"), ("selftrain", enet, "pytorch")}
-    skipped |= {("translator", "segjax.nets.translator:Translator", None)}  # its own tests run it
-    known = {(f"segjax.methods.diga_{method}:make", network, layout) for method, network, layout in skipped}
-    daformer, r101, high = "segjax.nets.daformer:DAFormer", "segjax.nets.dlv2:DLV2", "segjax.nets.hrda"
-    masks = "segjax.nets.mask2former:mask2former"
-    hosts = {("dacs", daformer, None), ("source_only", daformer, None), ("daformer", r101, None)}
-    hosts |= {("daformer", f"{high}:{name}", None) for name in ("HRDA", "HRDADLV2")}
-    hosts |= {(method, enet, "torch7") for method in ("source_only", "adabn", "fda", "fda_contrastive")}
-    hosts |= {(method, enet, "pytorch") for method in ("source_only", "adabn")}
-    hosts |= {("dacs", enet, "pytorch"), ("clouds", masks, None), ("clouds_warmup", masks, None)}
-    return known | {(f"segjax.methods.{method}:make", network, layout) for method, network, layout in hosts}
+    def new(*values) -> bool:
+        before = len(known)
+        known.add(repr(values))
+        return len(known) > before
+
+    return new
+
+
+def _over_tiny(config, name: str):
+    """The config with a network of one convolution in a stage: every setting of its method is traced, and none of its network's layers."""
+    stage = config.stages[name]
+    with config.unlocked():
+        stage.model = ConfigDict({"make": "verbs_tiny_net:Tiny", "num_classes": stage.model.num_classes})
+        stage.optimizer.update({key: () for key in ("multipliers", "no_decay") if key in stage.optimizer})
+    return config
+
+
+def test_a_step_over_the_network_itself():
+    """ENet's; the other networks' steps are those of tests/methods."""
+    _trace(build.stage(load("quickstart.py"), "source_only"))
 
 
 def _trace(stage):

@@ -65,7 +65,7 @@ def system(tiny_config) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(system, tmp_path_factory) -> pathlib.Path:
+def whole(system, traced_once, tmp_path_factory) -> pathlib.Path:
     """The directory of a run that nothing disturbed. Read it only."""
     workdir = tmp_path_factory.mktemp("whole")
     assert cli.main(["run", f"--config={system}", f"--workdir={workdir}"]) == 0
