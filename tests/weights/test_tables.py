@@ -8,8 +8,6 @@ from golden import Golden
 
 from segjax.errors import WeightsError
 from segjax.nets.enet import ENet
-from segjax.nets.resnet import ResNet
-from segjax.nets.vgg import VGG16
 from segjax.verbs import build
 from segjax.verbs.variables import shapes
 from segjax.weights import layouts, safetensors_io, torch7, walk
@@ -61,13 +59,13 @@ def test_resnet_torchvision(goldens):
     golden = Golden(goldens / "resnet_torchvision/resnet50-tiny.pth")
     image = golden.arrays["in_image"]
     plain = golden.net(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1))
-    variables = safetensors_io.unflatten(golden.convert(plain))
-    layers = _apply(plain, variables, image)
+    variables, dilating = golden.variables(plain), golden.net()
+    run = jax.jit(lambda v, x: [net.apply(v, x) for net in (plain, dilating)])
+    layers, dilated = run(variables, image)
     for n, layer in enumerate(layers):
         golden.check(f"mid_layer{n + 1}", layer)
     pooled = np.asarray(layers[-1]).mean((1, 2))
     golden.check("out_logits", pooled @ golden.source["fc.weight"].T + golden.source["fc.bias"])
-    dilated = _apply(golden.net(), variables, image)
     golden.check("out_layer3_os8", dilated[2])
     golden.check("out_layer4_os8", dilated[3])
 
@@ -103,31 +101,34 @@ def test_resnet_v1c(goldens):
     assert [layer.shape[1:3] for layer in layers] == [(17, 25), (9, 13), (9, 13), (9, 13)]
 
 
+def _branches(golden, captured):
+    """The outputs of the sum over two and over four rates, in one program, and what the module `captured` gave."""
+    two, four = (golden.net(branches=branches, normalization="none") for branches in (2, 4))
+    keep = dict(capture_intermediates=lambda module, _: module.name == captured, mutable=["intermediates"])
+    run = jax.jit(lambda v, x: (two.apply(v, x), *four.apply(v, x, **keep)))
+    *outputs, seen = run(golden.variables(golden.net()), golden.arrays["in_image"])
+    return dict(zip((2, 4), outputs, strict=True)), seen["intermediates"][captured]["__call__"][0]
+
+
 @pytest.mark.parametrize("file", [SCALE, MULTI])
-@pytest.mark.parametrize("branches", [2, 4])
-def test_deeplabv2_resnet(goldens, file, branches):
+def test_deeplabv2_resnet(goldens, file):
     golden = Golden(goldens / file)
-    net = golden.net(branches=branches, normalization="none")
-    variables = safetensors_io.unflatten(golden.convert(net))
-    outputs = _apply(net, variables, golden.arrays["in_image"])
-    golden.check(f"out_main_{branches}of4" if file == MULTI else {2: "out_logits_2of4", 4: "out_logits_all4"}[branches], outputs["logits"])
-    assert ("aux_logits" in outputs) == (file == MULTI)
-    if file == MULTI:
-        golden.check(f"out_aux_{branches}of4", outputs["aux_logits"])
-    if branches == 4:
-        backbone = {kind: tree["backbone"] for kind, tree in variables.items()}
-        for n, layer in enumerate(_apply(ResNet(101, golden.spec["width"]), backbone, golden.arrays["in_image"])):
-            golden.check(f"mid_layer{n + 1}", layer)
+    outputs, layers = _branches(golden, "backbone")
+    for branches, found in outputs.items():
+        name = f"out_main_{branches}of4" if file == MULTI else {2: "out_logits_2of4", 4: "out_logits_all4"}[branches]
+        golden.check(name, found["logits"])
+        assert ("aux_logits" in found) == (file == MULTI)
+        if file == MULTI:
+            golden.check(f"out_aux_{branches}of4", found["aux_logits"])
+    for n, layer in enumerate(layers):
+        golden.check(f"mid_layer{n + 1}", layer)
 
 
 def test_deeplabv2_vgg16(goldens):
     golden = Golden(goldens / "deeplabv2_vgg16/vgg16_deeplab-tiny.pth")
+    outputs, stages = _branches(golden, "features")
     for branches, name in ((2, "out_logits_2of4"), (4, "out_logits_all4")):
-        net = golden.net(branches=branches, normalization="none")
-        variables = safetensors_io.unflatten(golden.convert(net))
-        golden.check(name, _apply(net, variables, golden.arrays["in_image"])["logits"])
-    features = {"params": variables["params"]["features"]}
-    stages = _apply(VGG16(golden.spec["vgg_widths"], golden.spec["vgg_fc"]), features, golden.arrays["in_image"])
+        golden.check(name, outputs[branches]["logits"])
     first = np.asarray(stages[0])
     golden.check("mid_features_4", first.reshape(1, 32, 2, 48, 2, -1).max((2, 4)))
     for index, stage in ((22, 3), (28, 4), (32, 5)):
@@ -174,8 +175,7 @@ def test_real_torch7_enet_equals_an_independent_implementation(real_data):
     spec = ENET_TORCH7.model(source, {})
     assert epsilon == 1e-3 and spec["num_classes"] == 20
     net = ENet(spec["num_classes"], spec["layout"])
-    like = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
-    flat = walk.to_segjax(source, ENET_TORCH7.layout(source), safetensors_io.flatten(like))
+    flat = walk.to_segjax(source, ENET_TORCH7.layout(source), safetensors_io.flatten(shapes(net)))
     image = reference["enet_input_512x256"].transpose(1, 2, 0)[None]
     logits = np.asarray(_apply(net, safetensors_io.unflatten(flat), image)["logits"])[0]
     np.testing.assert_allclose(logits, reference["enet_logits_512x256"].transpose(1, 2, 0), rtol=0, atol=3e-3)
