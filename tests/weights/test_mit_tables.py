@@ -1,5 +1,7 @@
 """MiT, SegFormer and DAFormer from every public spelling: outputs and middle features, bit-equal ways back, full-size key lists."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,17 +68,19 @@ def test_mit_gives_every_stage_and_the_middle_of_its_blocks(golden):
         g.check(name, np.asarray(value).reshape(g.arrays[name].shape))
 
 
+WANTED = {"backbone", "linear_fuse", "fuse_layer", "embed_layers_3"}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def looked_into(net, weights, image):
+    """Outputs, and what the modules that are WANTED gave."""
+    return net.apply(weights, image, capture_intermediates=lambda module, _: module.name in WANTED, mutable=["intermediates"])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_give_the_originals_logits_and_features(golden, name):
     g = golden(name)
-    net = g.net(normalization="none")
-    wanted = {"backbone", "linear_fuse", "fuse_layer", "embed_layers_3"}
-
-    def run(weights, image):
-        keep = lambda module, method: module.name in wanted
-        return net.apply(weights, image, capture_intermediates=keep, mutable=["intermediates"])
-
-    outputs, seen = jax.jit(run)(g.variables(net), g.arrays["in_image"])
+    outputs, seen = looked_into(g.net(normalization="none"), g.variables(g.net()), g.arrays["in_image"])
     g.check("out_logits", outputs["logits"])
     seen = seen["intermediates"]
     for n, stage in enumerate(seen["backbone"]["__call__"][0], 1):
@@ -91,17 +95,16 @@ def test_networks_give_the_originals_logits_and_features(golden, name):
 
 def test_the_teacher_of_a_training_checkpoint_is_a_network_of_its_own(golden):
     g = golden("daformer", branch="ema_model")
-    net = g.net(normalization="none")
-    logits = jax.jit(lambda v, x: net.apply(v, x)["logits"])(g.variables(net), g.arrays["in_image"])
-    g.check("out_logits_ema", logits)
-    assert np.abs(np.asarray(logits) - g.arrays["out_logits"]).max() > 0.1
+    outputs, _ = looked_into(g.net(normalization="none"), g.variables(g.net()), g.arrays["in_image"])
+    g.check("out_logits_ema", outputs["logits"])
+    assert np.abs(np.asarray(outputs["logits"]) - g.arrays["out_logits"]).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["mit_nvlabs", "daformer"])
 def test_bfloat16_stays_near(golden, name):
     g = golden(name)
     net = g.net(dtype=jnp.bfloat16) if name == "mit_nvlabs" else g.net(dtype=jnp.bfloat16, normalization="none")
-    outputs = jax.jit(lambda v, x: net.apply(v, x))(g.variables(net), g.arrays["in_image"])
+    outputs = jax.jit(lambda v, x: net.apply(v, x))(g.variables(g.net()), g.arrays["in_image"])
     if name == "mit_nvlabs":
         for n, stage in enumerate(outputs, 1):
             assert stage.dtype == jnp.bfloat16
@@ -308,7 +311,7 @@ def test_full_size_keys_and_shapes_are_hugging_faces(name):
     with torch.device("meta"):
         theirs = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**options)).state_dict()
     expected = {key: tuple(value.shape) for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
-    flat = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in safetensors_io.flatten(variables.shapes(net)).items()}
+    flat = {path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in safetensors_io.flatten(variables.shapes(net)).items()}
     forms = {form.name: form for form in layouts.known()["segformer_hf"].forms}
     assert {key: x.shape for key, x in walk.to_source(flat, forms["segformer_hf_memory"]).items()} == expected
     on_disk = walk.to_source(flat, forms["segformer_hf"])
@@ -338,7 +341,6 @@ def test_hugging_faces_names_in_memory_are_the_same_network(golden):
 def test_sizes_round_up(golden):
     g = golden("daformer_conv1")
     net = g.net(normalization="imagenet")
-    weights = jax.eval_shape(lambda: g.variables(net))
-    outputs = jax.eval_shape(lambda v, x: net.apply(v, x), weights, jax.ShapeDtypeStruct((1, 70, 101, 3), jnp.float32))
+    outputs = jax.eval_shape(lambda v, x: net.apply(v, x), variables.shapes(g.net()), jax.ShapeDtypeStruct((1, 70, 101, 3), jnp.float32))
     assert outputs["logits"].shape == (1, 18, 26, 19) and outputs["features"].shape == (1, 3, 4, 64)
     assert isinstance(net, DAFormer) and net.fusion == "conv" and not net.align_corners
