@@ -32,15 +32,18 @@ def same_bytes(first, second):
     assert all(first[key].tobytes() == second[key].tobytes() and first[key].shape == second[key].shape for key in first)
 
 
-def test_there_and_back_is_bit_equal(goldens):
-    golden = Golden(goldens / FOLDER)
+@pytest.fixture(scope="module")
+def golden(goldens):
+    return Golden(goldens / FOLDER)
+
+
+def test_there_and_back_is_bit_equal(golden):
     assert golden.public is MASK2FORMER_HF
     golden.check_the_way_back(())
 
 
-def test_the_published_form_with_its_buffers(goldens):
+def test_the_published_form_with_its_buffers(golden):
     """transformers 4 stored the index of every bias table, and neither `swin.layernorm` nor, when bare, the loss's weights."""
-    golden = Golden(goldens / FOLDER)
     extra = ("swin.layernorm", "criterion")
     source = {key: value for key, value in golden.source.items() if not any(part in key for part in extra)}
     index = {key.replace("bias_table", "index"): relative_index(4) for key in source if key.endswith("relative_position_bias_table")}
@@ -53,8 +56,7 @@ def test_the_published_form_with_its_buffers(goldens):
     same_bytes(walk.to_source(walk.to_segjax(source, form, like), form), source)
 
 
-def test_the_wrong_files_are_told(goldens):
-    golden = Golden(goldens / FOLDER)
+def test_the_wrong_files_are_told(golden):
     other = {"hidden_dim": 32, "backbone_config": golden.config["backbone_config"] | {"depths": [2, 2, 2, 1]}}
     with pytest.raises(WeightsError, match="does not describe the weights beside it: hidden_dim, depths differ"):
         MASK2FORMER_HF.model(golden.source, golden.config | other)
@@ -138,7 +140,7 @@ def fits(public, source, config=None, ignored=()):
     form = public.layout(source)
     module = build.resolve(public.model(source, config or {}), public.name)
     like = safetensors_io.flatten(shapes(module))
-    light = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in like.items()}
+    light = {path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in like.items()}
     got = {key: value.shape for key, value in walk.to_source(light, form).items()}
     want = {key: value.shape for key, value in source.items() if not key.startswith(ignored)}
     assert got == want, sorted(set(got.items()) ^ set(want.items()))[:10]
