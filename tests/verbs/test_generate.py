@@ -44,7 +44,7 @@ def generate(model, prompts):
 
 
 @pytest.fixture(scope="module")
-def unbroken(generate, tmp_path_factory):
+def unbroken(generate, traced_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     assert generate(folder, "--count=10", *ON_EIGHT) == 0
     return folder
