@@ -148,8 +148,9 @@ def _same_keys(make, spec, layout, theirs):
 
 
 def test_the_full_size_keys_follow_the_published_pattern():
-    """Without diffusers: the count and some of the names of runwayml/stable-diffusion-v1-5's unet."""
+    """Without diffusers: the counts and some of the names of runwayml/stable-diffusion-v1-5's unet."""
     flat = safetensors_io.flatten(variables.shapes(UNet()))
+    assert sum(int(np.prod(leaf.shape)) for leaf in flat.values()) == 859_520_964
     keys = walk.to_source({path: np.broadcast_to(np.False_, leaf.shape) for path, leaf in flat.items()}, CONVOLUTIONS)
     assert len(keys) == 686
     assert keys["up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)

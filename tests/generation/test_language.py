@@ -97,7 +97,7 @@ def test_other_seeds_draw_others(writer, drawn):
 
 def _frequencies(logits, sampling, draws=4000):
     keys = jax.random.split(jax.random.key(0), draws)
-    found = jax.jit(choose, static_argnums=2)(jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, len(logits))), keys, sampling)
+    found = jax.jit(choose, static_argnums=2)(np.broadcast_to(np.asarray(logits, np.float32), (draws, len(logits))), keys, sampling)
     return np.bincount(np.asarray(found), minlength=len(logits)) / draws
 
 

@@ -64,7 +64,7 @@ def backbone_keys(modules, blocks, bottlenecks, project, diga=False):
 def test_keys_of_the_backbone(whole):
     net = HRNet(**{field.name: getattr(whole, field.name) for field in dataclasses.fields(HRNet) if field.name in SIZES})
     parts = {kind: tree["backbone"] for kind, tree in shapes(whole).items()}
-    like = {path: np.broadcast_to(np.float32(0), x.shape) for path, x in safetensors_io.flatten(parts).items()}
+    like = {path: np.broadcast_to(np.int8(0), x.shape) for path, x in safetensors_io.flatten(parts).items()}
     sizes = net.modules, net.blocks, net.bottlenecks, net.stem != 4 * net.bottleneck_width
     expected = backbone_keys(*sizes)
     assert set(walk.to_source(like, IMAGENET_LAYOUT)) == expected and len(expected) == {48: 1525, 4: 465}[net.width]

@@ -63,10 +63,12 @@ def test_one_program_for_any_labels_on_eight_devices_as_by_hand_on_one(mobile):
     mesh = meshes.make_mesh()
     placed = jax.device_put((variables, key), meshes.replicated(mesh))
     inputs = [jax.device_put(x, meshes.batch_sharding(mesh)) for x in ((image, label), (image, label[::-1].copy()), batch(8, 1))]
-    assert "callback" not in call.lower(*placed, *inputs[0]).as_text()
+    lowered = call.lower(*placed, *inputs[0])
+    assert "callback" not in lowered.as_text()
+    program = lowered.compile()
     with jax.transfer_guard("disallow"):
-        found = [call(*placed, *x) for x in inputs]
-    assert call._cache_size() == 1
+        found = [program(*placed, *x) for x in inputs]
+    found = jax.device_get(found)
     assert found[0].prompts.tolist() == found[1].prompts.tolist()[::-1]
     want, counts = by_hand(net, variables, key, image, label)
     got = np.asarray(found[0].label)
@@ -90,7 +92,7 @@ def test_images_are_prepared_as_pil_does():
 
     for size in ((64, 96), (150, 260), (300, 200)):
         image = np.random.default_rng(0).integers(0, 256, (1, *size, 3)).astype(np.uint8)
-        frame, sizes = label_refiner.encode(Eye(), {}, jnp.asarray(image))
+        frame, sizes = jax.device_get(jax.jit(lambda x: label_refiner.encode(Eye(), {}, x))(image))
         height, width = masks.fitted(size, 128)
         assert sizes.tolist() == [[height, width]] and frame.shape == (1, 128, 128, 3)
         want = np.asarray(Image.fromarray(image[0]).resize((width, height), Image.Resampling.BILINEAR)).astype(float)
@@ -102,13 +104,16 @@ def test_what_cannot_be_is_refused(mobile):
     net, variables = mobile
     image, label = batch(1)
     key = jax.random.key(0)
+    refine = lambda net, variables, image, **told: jax.eval_shape(
+        lambda key: label_refiner.refine_labels(net, variables, key, image, label, **OPTIONS, **told), key
+    )
     with pytest.raises(ConfigError, match=r"labels \[1, 64, 96\] of images \[1, 64, 95, 3\]"):
-        label_refiner.refine_labels(net, variables, key, image[:, :, :-1], label, **OPTIONS)
+        refine(net, variables, image[:, :, :-1])
     with pytest.raises(ConfigError, match="give the image, or its features"):
-        label_refiner.refine_labels(net, variables, key, None, label, **OPTIONS)
+        refine(net, variables, None)
     for told, message in ((dict(num_points=7), "7 points a prompt: .* EfficientSam at most 6"), (dict(second_pass=True), "a second pass")):
         with pytest.raises(ConfigError, match=message):
-            label_refiner.refine_labels(EfficientSam(), {}, key, image, label, **OPTIONS, **told)
+            refine(EfficientSam(), {}, image, **told)
 
 
 def test_kept_features_a_second_pass_and_efficient_sam_trace(mobile):
