@@ -65,7 +65,7 @@ def test_the_first_record_may_be_broken():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_than_the_cap_stops(workers):
-    assert len(collect(Coded(10, bad=(2,)), broken="skip", broken_share=0.1, workers=workers)) == 10
+    assert len(collect(Coded(10, bad=(2,)), broken="skip", broken_share=0.1)) == 10
     with pytest.raises(DataError, match="2 of the 10 source records are broken, more than data.broken_share=0.1 allows"):
         collect(Coded(10, bad=(2, 5)), broken="skip", broken_share=0.1, workers=workers)
 
