@@ -1,6 +1,7 @@
 """The labels of `segjax refine`: batches of one size through the device, files, and what changed."""
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -46,13 +47,8 @@ def make(
     mesh = meshes.make_mesh(jax.device_count() if len(missing) >= jax.device_count() else 1)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     variables = jax.device_put(network.variables, meshes.replicated(mesh))
-    key, classes, where = jax.random.key(seed), dataset.label_space.num_classes, meshes.batch_sharding(mesh)
-
-    @jax.jit
-    def refined(variables, index, image, label, features):
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(index)
-        found = refine_labels(network.module, variables, keys, image, label, num_classes=classes, features=features, **options)
-        return found.label
+    key, where, told = jax.random.key(seed), meshes.batch_sharding(mesh), tuple(options.items())
+    refined = functools.partial(_refined, network.module, dataset.label_space.num_classes, told)
 
     def features(index: np.ndarray) -> np.ndarray | None:
         return None if kept is None else np.stack([kept.features(n)[0] for n in index.tolist()])
@@ -63,11 +59,17 @@ def make(
         done = 0
         while done < len(missing):
             index, batch = ready.next()
-            labels = np.asarray(refined(variables, *batch))
+            labels = np.asarray(refined(variables, key, *batch))
             own = len(set(index.tolist()))  # what fills a batch up repeats its last image
             list(pool.map(lambda n, label: write_png(paths[n], label, level=6), index[:own].tolist(), labels[:own]))
             done += own
             advance(own)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _refined(module, classes: int, options: tuple[tuple[str, Any], ...], variables, key, index, image, label, features):
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(index)
+    return refine_labels(module, variables, keys, image, label, num_classes=classes, features=features, **dict(options)).label
 
 
 def summarize(dataset: Dataset, place: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:

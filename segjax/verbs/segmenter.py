@@ -44,8 +44,6 @@ class Segmenter:
         self.frame: int = self.module.image_size
         self.mesh = meshes.make_mesh(devices)
         self.variables = jax.device_put(network.variables, meshes.replicated(self.mesh))
-        self._encode = jax.jit(lambda variables, image, sizes: self.module.apply(variables, image, sizes, method="encode"))
-        self._decode = jax.jit(self._decoded, static_argnames="multimask")
 
     def views(self, images: Sequence[np.ndarray]) -> list[View]:
         """Encodes RGB uint8 [H,W,3] images of any sizes: one on every device, several spread over them (filled up with copies)."""
@@ -54,7 +52,7 @@ class Segmenter:
         filled = prepared + prepared[-1:] * more
         where = meshes.replicated(self.mesh) if len(filled) % self.mesh.size else meshes.batch_sharding(self.mesh)
         pixels, inner = np.stack([frame for frame, _ in filled]), np.array([size for _, size in filled], np.int32)
-        features = self._encode(self.variables, *jax.device_put((pixels, inner), where))
+        features = _encode(self.module, self.variables, *jax.device_put((pixels, inner), where))
         sizes = [(image.shape[:2], size) for image, (_, size) in zip(images, prepared, strict=True)]
         return [self._view(features[n : n + 1], *both) for n, both in enumerate(sizes)]
 
@@ -70,7 +68,8 @@ class Segmenter:
         points = np.pad(points.astype(np.float32), (*wide, (0, 0)))[None]
         labels = np.pad(labels, wide, constant_values=prompts.PADDING)[None]
         where = NamedSharding(self.mesh, PartitionSpec(None, meshes.AXES))
-        logits, iou = self._decode(self.variables, view.features, *jax.device_put((points, labels), where), multimask=multimask)
+        prompted = jax.device_put((points, labels), where)
+        logits, iou = _decode(self.module, self.variables, view.features, *prompted, multimask=multimask)
         return logits[0, :count], np.asarray(iou[0, :count])
 
     def measure(self, view: View, logits: np.ndarray | jax.Array, *, offset: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,9 +83,6 @@ class Segmenter:
         padded = _filled(logits, CHUNK)
         found = [np.asarray(_binary(padded[n : n + CHUNK], *view.matrices)) for n in range(0, len(padded), CHUNK)]
         return np.concatenate(found)[: len(logits)]
-
-    def _decoded(self, variables, features, points, labels, *, multimask: bool):
-        return self.module.apply(variables, features, points, labels, method="decode", multimask=multimask)
 
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """The image in its frame, float32 [S,S,3] in [0,1], and its own part of it, (height, width)."""
@@ -102,6 +98,16 @@ class Segmenter:
         low = 4 * features.shape[1], 4 * features.shape[2]
         matrices = masks.full_size_matrices(low, (self.frame, self.frame), inner, size, stretch=self.module.stretch)
         return View(jax.device_put(features, meshes.replicated(self.mesh)), size, inner, matrices)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(module, variables, image, sizes):
+    return module.apply(variables, image, sizes, method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="multimask")
+def _decode(module, variables, features, points, labels, *, multimask: bool):
+    return module.apply(variables, features, points, labels, method="decode", multimask=multimask)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -8,6 +8,7 @@ which training with flips needs. 2 MB an image and view at 64 x 64 x 256. A run 
 
 import argparse
 import concurrent.futures
+import functools
 import io
 import json
 import os
@@ -78,12 +79,7 @@ def make(dataset: Dataset, network: networks.Network, place: pathlib.Path, *, ba
     mesh = meshes.make_mesh(jax.device_count() if len(missing) >= jax.device_count() else 1)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     variables = jax.device_put(network.variables, meshes.replicated(mesh))
-
-    def views(variables: Any, image: Array) -> Array:
-        found = [label_refiner.encode(network.module, variables, x) for x in ((image, image[:, :, ::-1]) if flips else (image,))]
-        return jnp.stack(found, 1).astype(dtype)
-
-    run, where = jax.jit(views), meshes.batch_sharding(mesh)
+    run, where = functools.partial(_views, network.module, flips, dtype), meshes.batch_sharding(mesh)
     ready = Prefetch(batches_by_size(dataset, missing, batch_size), lambda batch: (batch[0], jax.device_put(batch[1], where)))
     with progress("features", len(missing)) as advance, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         done = 0
@@ -96,6 +92,12 @@ def make(dataset: Dataset, network: networks.Network, place: pathlib.Path, *, ba
             advance(own)
     example = np.load(paths[0], mmap_mode="r")
     return {"shape": list(example.shape), "dtype": str(example.dtype)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _views(module: Any, flips: bool, dtype: str, variables: Any, image: Array) -> Array:
+    found = [label_refiner.encode(module, variables, x) for x in ((image, image[:, :, ::-1]) if flips else (image,))]
+    return jnp.stack(found, 1).astype(dtype)
 
 
 def batches_by_size(dataset: Dataset, wanted: list[int], batch_size: int, *more: str):
