@@ -49,7 +49,7 @@ def config(**changes):
 def one(tmp_path_factory):
     """The folder of a trained stage: a drawn network's weights."""
     place = tmp_path_factory.mktemp("one")
-    drawn = Pixelwise().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+    drawn = jax.jit(Pixelwise().init)(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     variables.export(place / folder.WEIGHTS, drawn, space="cityscapes19", metadata={})
     folder.write_json(place / folder.DONE, {"digest": "x", "steps": 1, "weights_sha256": "y"})
     return place, drawn
@@ -57,11 +57,12 @@ def one(tmp_path_factory):
 
 def test_running_mean_of_the_images_means(one, tmp_path):
     place, drawn = one
+    apply = jax.jit(Pixelwise().apply)
     done = centroids.run_stage(config(cap=3), "between", tmp_path, {"one": place}, "refuse")
     data, mu, number, images = StreetScenes(size=(32, 64), look="dusk", length=5), np.zeros((19, 6)), np.zeros(19), np.zeros(19)
     for turn in range(2):
         for index in range(5):
-            outputs = Pixelwise().apply(drawn, data.image(index)[None] / 255.0)
+            outputs = apply(drawn, data.image(index)[None] / 255.0)
             label, feature = np.asarray(outputs["logits"][0]).argmax(-1), np.asarray(outputs["features"][0], np.float64)
             for k in range(19):
                 if (label == k).sum() >= 5:
@@ -129,17 +130,22 @@ def test_labels_that_the_nearest_centroid_confirms(one, tmp_path, size):
     done = pseudo_label.run_stage(both, "labels", tmp_path / "labels", places, "refuse")
     stored = frozen.load({"": tmp_path / "between" / centroids_work.FILE})[""]
     data, found = StreetScenes(size=(32, 64), look="dusk", length=5), pseudo.read_summary(tmp_path / "labels")
+
+    @jax.jit
+    def answered(image):
+        outputs = Pixelwise().apply(drawn, image / 255.0)
+        weights = prototypes.centroid_weights(outputs["features"], stored["centroids"], stored["counts"] > 0)
+        closest, answer = jnp.argmax(weights, -1).astype(jnp.uint8), jax.nn.softmax(outputs["logits"])
+        if size is not None:
+            closest, answer = resize.nearest(closest, (32, 64)), resize.bilinear(answer, (32, 64), align_corners=True)
+        return closest[0], jnp.argmax(answer, -1)[0]
+
     kept = right = 0
     for index, name in enumerate(pseudo.file_names(data)):
         label = np.asarray(Image.open(tmp_path / "labels/labels" / name))
         image = data.image(index)[None] if size is None else resize_image(data.image(index), size)[None]
-        outputs = Pixelwise().apply(drawn, image / 255.0)
-        weights = prototypes.centroid_weights(outputs["features"], stored["centroids"], stored["counts"] > 0)
-        closest, answer = np.argmax(weights, -1).astype(np.uint8), jax.nn.softmax(outputs["logits"])
-        if size is not None:
-            closest, answer = resize.nearest(closest, (32, 64)), resize.bilinear(answer, (32, 64), align_corners=True)
-        answer = np.argmax(answer, -1)[0]
-        expected = np.where(np.asarray(closest)[0] == answer, answer, 255)
+        closest, answer = map(np.asarray, answered(image))
+        expected = np.where(closest == answer, answer, 255)
         assert np.mean(label != expected) < 2e-3
         kept, right = kept + np.sum(label != 255), right + np.sum(label == data.label(index))
     assert 0.05 < kept / (5 * 32 * 64) < 0.95 and found["kept_pixels"] == kept / (5 * 32 * 64) and found["thresholds"] == [0.0] * 19

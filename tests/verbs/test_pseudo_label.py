@@ -105,10 +105,15 @@ def test_images_take_the_look_of_the_next_style_image_in_order(grey, tmp_path):
     predict = lambda state, frozen, image: by_colour(state, frozen, seen(image))
     work = job(target, style=style, beta=0.1, rule="none", batch_size=2)
     make(tmp_path, work, [voter(predict, table(3), grey=grey)])
+
+    @jax.jit
+    def answered(*pair):
+        pair = [seen(jnp.asarray(image, jnp.float32)[None]) for image in pair]
+        return jnp.argmax(predict(table(3), (), fourier.amplitude_transfer(*pair, 0.1)), -1)[0]
+
     for index in range(5):
         resized = np.asarray(Image.fromarray(style[index % 3]["image"]).resize((64, 32), Image.Resampling.BILINEAR))
-        pair = [seen(jnp.asarray(image, jnp.float32)[None]) for image in (target[index]["image"], resized)]
-        expected = jnp.argmax(predict(table(3), (), fourier.amplitude_transfer(*pair, 0.1)), -1)[0]
+        expected = answered(target[index]["image"], resized)
         found = np.asarray(Image.open(tmp_path / "labels" / pseudo.file_name(target.name(index))))
         assert np.mean(found == np.asarray(expected)) > 0.999
     plain = job(target, rule="none", batch_size=2)
