@@ -20,7 +20,7 @@ from processes import environment, free_port, start_two
 from segjax import cli
 from segjax.weights import safetensors_io
 
-STAGES = {"first": "01-first", "second": "02-second"}
+STAGES = {"fda": "01-fda", "contrast": "02-contrast"}
 CONFIG = """
     import os
     import sys
@@ -46,7 +46,7 @@ CONFIG = """
 
 
     def get_config():
-        config = base.run("many", steps=6, batch_size=4)
+        config = base.run("many", steps=10, batch_size=4)
         config.log_every, config.checkpoint_every, config.mesh.data = 1, 2, 4
         scenes = {"make": base.STREET_SCENES, "size": (32, 64), "length": 8, "split": "train"}
         day, dusk = {**scenes, "look": "day"}, {**scenes, "look": "dusk"}
@@ -56,9 +56,9 @@ CONFIG = """
             "evaluate": {"dusk": {**dusk, "length": 4, "split": "val"}},
         }
         crops = {"source": {**day, "cache": True}, "target": {**dusk, "cache": True}, "crop": (32, 64)}
-        contrast = base.fda_contrastive(jitter=0.1, samples=64, contrast_weight=0.5, ema_decay=0.9)
-        base.add_stage(config, "first", method=contrast, data={**crops, "target_labels": True}, **shared)
-        base.add_stage(config, "second", method=base.source_only(jitter=0.1), data=crops, **shared)
+        base.add_stage(config, "fda", method=base.fda(betas=(0.05, 0.1), jitter=0.1), data=crops, **shared)
+        contrast = base.fda_contrastive(samples=64, contrast_weight=0.5, ema_decay=0.9)
+        base.add_stage(config, "contrast", method=contrast, data={**crops, "target_labels": True}, **shared)
         return config
 """
 
@@ -107,12 +107,12 @@ def weights(place: pathlib.Path) -> dict[str, np.ndarray]:
 def losses(place: pathlib.Path) -> dict[int, float]:
     """Step -> the first loss of its row; a step that is there twice fails."""
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert [row["step"] for row in rows] == list(range(1, 11))
     return {row["step"]: next(value for key, value in row.items() if key.startswith("loss/")) for row in rows}
 
 
 def assert_alike(place: pathlib.Path, other: pathlib.Path) -> None:
-    """The network after 6 steps to 1e-5, and the loss of every step: another order of the data would change both."""
+    """The network after 10 steps to 1e-5, and the loss of every step: another order of the data would change both."""
     for name, value in weights(other).items():
         np.testing.assert_allclose(weights(place)[name], value, atol=1e-5, err_msg=name)
     assert losses(place) == pytest.approx(losses(other), abs=1e-5)
@@ -137,26 +137,26 @@ def test_two_processes_do_what_one_does(runs):
         assert np.sum(scores[0]) == np.sum(scores[1]) and np.abs(np.subtract(*scores)).sum() < 0.01 * np.sum(scores[0])
         drawn = [sorted(path.name for path in (place / stage / "eval").rglob("*.prediction.png")) for place in (runs.one, runs.two)]
         assert drawn[0] == drawn[1] != []
-    assert "| second" in runs.texts[0] and "step 6/6" in runs.texts[0] and "step" not in runs.texts[1].replace("steps", "")
+    assert "| contrast" in runs.texts[0] and "step 10/10" in runs.texts[0] and "step" not in runs.texts[1].replace("steps", "")
 
 
 def test_a_save_of_two_goes_on_in_one(runs, tmp_path, capsys):
     for stage in STAGES:
-        until_step(runs, tmp_path / "run", stage, runs.two, 2)
+        until_step(runs, tmp_path / "run", stage, runs.two, 6)
     assert cli.main(["run", *runs.argv, f"--workdir={tmp_path / 'run'}"]) == 0
-    assert capsys.readouterr().out.count("resumed from step 2") == 2
+    assert capsys.readouterr().out.count("resumed from step 6") == 2
     for stage in STAGES.values():
         assert_alike(tmp_path / "run" / stage, runs.one / stage)
 
 
 def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     """The first stage from a save of two, the second from a save of one. jax's service ends with process 0 and does not speak."""
-    until_step(runs, tmp_path, "first", runs.two, 2)
-    until_step(runs, tmp_path, "second", runs.one, 2)
+    until_step(runs, tmp_path, "fda", runs.two, 6)
+    until_step(runs, tmp_path, "contrast", runs.one, 6)
     argv = ["run", *runs.argv, f"--workdir={tmp_path}"]
-    first, second = start_two(argv, runs.env | {"TEST_STUCK": "16", "SEGJAX_HEARTBEAT": "10"})  # 16: the first element of step 5
+    first, second = start_two(argv, runs.env | {"TEST_STUCK": "32", "SEGJAX_HEARTBEAT": "10"})  # 32: the first element of step 9
     deadline = time.monotonic() + 600
-    while not (tmp_path / "01-first/checkpoints/4").exists() and first.poll() is None and time.monotonic() < deadline:
+    while not (tmp_path / "01-fda/checkpoints/8").exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -165,25 +165,25 @@ def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     said = [line for line in text.splitlines() if line and "[Gloo]" not in line]
     assert len(said) == 1 and said[0].startswith("segjax: process 0 (") and "is lost" in said[0], text
     first.communicate()
-    assert not (tmp_path / "01-first/done.json").exists()
+    assert not (tmp_path / "01-fda/done.json").exists()
 
     again = start_two(argv, runs.env)
     texts = [run.communicate(timeout=600)[0] for run in again]
     assert [run.returncode for run in again] == [0, 0], "\n".join(texts)
-    assert re.findall(r"resumed from step (\d+)", texts[0]) == ["4", "2"], texts[0]
-    for name, value in weights(runs.two / "01-first").items():
-        np.testing.assert_array_equal(weights(tmp_path / "01-first")[name], value, err_msg=name)
-    assert losses(tmp_path / "01-first") == losses(runs.two / "01-first")
-    assert_alike(tmp_path / "02-second", runs.one / "02-second")
+    assert re.findall(r"resumed from step (\d+)", texts[0]) == ["8", "6"], texts[0]
+    for name, value in weights(runs.two / "01-fda").items():
+        np.testing.assert_array_equal(weights(tmp_path / "01-fda")[name], value, err_msg=name)
+    assert losses(tmp_path / "01-fda") == losses(runs.two / "01-fda")
+    assert_alike(tmp_path / "02-contrast", runs.one / "02-contrast")
 
 
 @pytest.mark.parametrize(
     ("second", "code", "said"),
     [
         (
-            ("--config.stages.first.optimizer.lr=0.5", "--on-change=continue"),
+            ("--config.stages.fda.optimizer.lr=0.5", "--on-change=continue"),
             2,
-            "has config.stages.first.optimizer.lr 0.5 and process 0 0.02; the argument --on-change=continue given and process 0 absent",
+            "has config.stages.fda.optimizer.lr 0.5 and process 0 0.02; the argument --on-change=continue given and process 0 absent",
         ),
         (("TEST_BROKEN=1",), 3, "a damaged disk"),
     ],
