@@ -197,8 +197,8 @@ def test_adapters_are_written_merged(stable, tmp_path):
     model = directory.read(stable)
     params = {}
     for name in ("unet", "text"):
-        fresh = lora.adapters(jax.random.key(0), getattr(model, name).variables["params"], 2)
-        params[f"{name}_lora"] = jax.tree.map(lambda leaf: np.ones_like(leaf), fresh)
+        fresh = jax.eval_shape(lambda params: lora.adapters(jax.random.key(0), params, 2), getattr(model, name).variables["params"])
+        params[f"{name}_lora"] = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), fresh)
     personalize_work.export(model, params, 1.5, tmp_path / "out")
     for name, file in (("unet", "unet/diffusion_pytorch_model"), ("text", "text_encoder/model")):
         before, after = (safetensors_io.read(place / f"{file}.safetensors")[0] for place in (stable, tmp_path / "out"))
