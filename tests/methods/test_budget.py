@@ -26,7 +26,7 @@ def cost(name: str) -> dict[str, float]:
     batch = {f"{role}_image": np.zeros((8, 24, 36, 3), np.uint8) for role in ("source", "target")}
     batch |= {f"{role}_label": np.zeros((8, 24, 36), np.uint8) for role in ("source", "target")}
     abstract = jax.eval_shape(method.init, jax.random.key(0), batch)
-    spec = meshes.with_shardings(abstract, meshes.shard_rules(abstract, mesh, min_size=256))
+    spec = meshes.with_shardings(abstract, meshes.shard_rules(abstract, mesh, min_size=64))
     compiled, report = compile_step(method, spec, (), meshes.batch_spec(batch, mesh), mesh)
     found = collections.Counter(COLLECTIVE.findall(compiled.as_text()))
     return {"flops": report.flops, "temp_bytes": report.temp_bytes, **{kind: found[kind] for kind in sorted(found)}}

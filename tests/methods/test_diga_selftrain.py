@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_contract import CENTROIDS, Tiny, make_batch, optimizer
+from test_contract import CENTROIDS, Tiny, copied, make_batch, optimizer
 
 from segjax.errors import ConfigError
 from segjax.methods import diga_selftrain
@@ -51,7 +51,8 @@ def test_terms_labels_and_centroids_by_hand(batch):
     state = jax.jit(method.init)(jax.random.key(0), batch)
     after, metrics = jax.jit(method.step)(state, {"centroids": centroids}, batch)
 
-    source, target, label, size = to_float(batch["source_image"]), to_float(batch["target_image"]), batch["source_label"], (24, 36)
+    source, target = (batch[f"{role}_image"] / np.float32(255) for role in ("source", "target"))
+    label, size = batch["source_label"], (24, 36)
 
     @jax.jit
     def answer(image):
@@ -61,12 +62,12 @@ def test_terms_labels_and_centroids_by_hand(batch):
         full = {name: bilinear(value, size, align_corners=True) for name, value in (("logits", outputs["logits"]), ("weights", weights))}
         return outputs, jax.nn.log_softmax(full["logits"]), jnp.argmax(full["weights"], -1)
 
-    (outputs, log_p, _), (on_target, _, closest) = (answer(image) for image in (source, target))
+    (outputs, log_p, _), (on_target, _, closest) = (jax.device_get(answer(image)) for image in (source, target))
     pseudo = np.where(closest == batch["target_label"], batch["target_label"], 255)
     assert 0.05 < np.mean(pseudo != 255) < 0.5
     assert float(metrics["consensus/share"]) == pytest.approx(np.mean(pseudo != 255))
 
-    mask = np.asarray(mixing.cross_domix_mask(jax.random.split(state.step_key(), 5)[2], label, 5))
+    mask = np.asarray(jax.jit(lambda state: mixing.cross_domix_mask(jax.random.split(state.step_key(), 5)[2], label, 5))(state))
     mix, mix_label = np.where(mask[..., None], source, target), np.where(mask, label, pseudo)
     expected = {
         "loss/ce": cross_entropy(log_p, label),
@@ -91,7 +92,7 @@ def test_terms_labels_and_centroids_by_hand(batch):
 
 @pytest.mark.parametrize(("dtype", "statistics"), [("float32", "target"), ("bfloat16", "joint")])
 def test_the_whole_step_is_one_compiled_call(dtype, statistics, batch):
-    """Twenty steps of one trace; between the batch's way in and the metrics' way out nothing moves between host and device."""
+    """Twelve steps of one trace; between the batch's way in and the metrics' way out nothing moves between host and device."""
     traces, model = [], Tiny(dtype=jnp.dtype(dtype))
     method = make(model, statistics=statistics)
 
@@ -101,22 +102,22 @@ def test_the_whole_step_is_one_compiled_call(dtype, statistics, batch):
 
     mesh = meshes.make_mesh(1)
     first = jax.jit(method.init)(jax.random.key(3), batch)
-    state = jax.tree.map(jnp.copy, jax.device_put(first, meshes.replicated(mesh)))
+    state = jax.device_put(copied(first), meshes.replicated(mesh))
     frozen = jax.device_put({"centroids": CENTROIDS}, meshes.replicated(mesh))
     spec = meshes.with_shardings(jax.eval_shape(lambda: state), jax.tree.map(lambda _: meshes.replicated(mesh), state))
     compiled, _ = compile_step(method._replace(step=step), spec, frozen, meshes.batch_spec(batch, mesh), mesh)
     given, history, after = meshes.put_batch(batch, mesh), [], None
     with jax.transfer_guard("disallow"):
-        for number in range(20):
+        for number in range(12):
             state, metrics = compiled(state, frozen, given)
             history.append(metrics)
-            after = jax.tree.map(jnp.copy, state.batch_stats) if number == 0 else after
-    assert len(traces) == 1 and int(state.step) == 20
+            after = copied(state.batch_stats) if number == 0 else after
+    assert len(traces) == 1 and int(state.step) == 12
     losses = [float(row["loss/ce"]) for row in history]
-    assert losses[0] == pytest.approx(1.5096, abs=2e-3) and np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]
+    assert losses[0] == pytest.approx(1.4810, abs=2e-3) and np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.params, state.ema_params, state.batch_stats)))
     seen = jax.jit(lambda image: train_forward(model, first.params, first.batch_stats, image, None)[1])(to_float(batch["target_image"]))
-    alone = [np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*map(jax.tree.leaves, (after, seen)), strict=True)]
+    alone = [np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*map(jax.tree.leaves, jax.device_get((after, seen))), strict=True)]
     assert all(alone) if statistics == "target" else not any(alone)
 
 

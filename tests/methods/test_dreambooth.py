@@ -1,5 +1,6 @@
 """DreamBooth's step: torch diffusers' to the last update, the same on every mesh, adapters, the windows and what each element draws."""
 
+import functools
 import itertools
 
 import dreambooth_torch as peer
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_diffusion
-from test_contract import run
+from test_contract import copied, fresh, run
 
 from segjax.errors import ConfigError
 from segjax.generation import directory, noise
@@ -102,12 +103,12 @@ class Autoencoder(nn.Module):
 WHOLE = {"text": Text(), "unet": Denoiser(), "vae": Autoencoder()}
 
 
-def make(modules=None, **options):
+@functools.cache  # what was compiled for a method serves every test
+def make(half=False, **options):
     """A method over the three small networks."""
+    modules = {name: module.clone(dtype=jnp.bfloat16) for name, module in WHOLE.items()} if half else WHOLE
     schedule = noise.from_config({"prediction_type": "v_prediction"})
-    return dreambooth.make(
-        **{**(modules or WHOLE), "schedule": schedule, "optimizer": adamw(1e-2), "crop": 8, "prior_weight": 0.7, **options}
-    )
+    return dreambooth.make(**{**modules, "schedule": schedule, "optimizer": adamw(1e-2), "crop": 8, "prior_weight": 0.7, **options})
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +131,10 @@ def frozen(weights):
 def learn(weights, frozen, steps, mesh, method, state=None):
     """`steps` steps from the networks' own weights: the state, and one dict of floats a step."""
     if state is None:
-        state = method.init(jax.random.key(3), BATCH)
+        state = fresh(method, BATCH)
         if "unet" in state.params:
             state = state.with_variables({"params": {name: weights[name]["params"] for name in state.params}})
-    return run(method, BATCH, steps, mesh, state=jax.tree.map(jnp.copy, state), frozen=frozen)
+    return run(method, BATCH, steps, mesh, state=copied(state), frozen=frozen)
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +159,14 @@ def equals_torch(case: str, expected: dict, model, monkeypatch, names):
     method = dreambooth.make(**parts(model, **options))
     batch = {"element": np.arange(peer.ROWS, dtype=np.int32)}
     state = jax.eval_shape(method.init, jax.random.key(0), batch)
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.replace(key=None)).replace(key=jax.random.key(0))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.replace(key=None)).replace(key=jax.random.key(0))
     state = state.with_variables({"params": {name: getattr(model, name).variables["params"] for name in ("unet", "text")}})
     after, metrics = jax.jit(method.step)(state, frozen, batch)
     assert float(metrics["loss/instance"]) == pytest.approx(float(expected["loss_instance"]), abs=1e-5)
     assert float(metrics.get("loss/class", 0)) == pytest.approx(float(expected.get("loss_class", 0)), abs=1e-5)
     assert float(metrics["gradient_norm"]) == pytest.approx(float(expected["norm"]), rel=1e-4)
     moments = next(part.mu for part in jax.tree.leaves(after.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
-    gradients = public(model, jax.tree.map(lambda leaf: leaf / np.float32(0.1), moments))
+    gradients = public(model, jax.tree.map(lambda leaf: leaf / np.float32(0.1), jax.device_get(moments)))
     updated = public(model, after.params)
     assert names <= set(gradients) and set(gradients) == set(updated)
     for name in names:
@@ -215,19 +216,24 @@ def test_the_loss_by_hand(kind, weights, frozen, unbroken):
         frozen, streams = {**frozen, "ids": frozen["ids"][:1], "text": weights["text"]}, streams[:1]
         state, (row,) = learn(weights, frozen, 1, meshes.make_mesh(1), method)
         assert set(state.params) == {"unet"} and set(row) == {"loss/instance", "gradient_norm"}
-    context = np.asarray(WHOLE["text"].apply(weights["text"], frozen["ids"])["last"])
+    context = np.asarray(jax.jit(WHOLE["text"].apply)(weights["text"], frozen["ids"])["last"])
+
+    @jax.jit
+    def seen(stream_key, images):
+        image = dreambooth.crops(stream_key, elements, images, 8) / jnp.float32(255)
+        mean, log_variance = WHOLE["vae"].apply(weights["vae"], image, method="encode")
+        return mean, log_variance, dreambooth.draw(stream_key, elements, mean.shape[1:], 1000)
+
     share = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     for number, stream in enumerate(streams):
         stream_key = dreambooth.stream_key(key, stream)
-        image = np.asarray(dreambooth.crops(stream_key, elements, jnp.asarray(frozen[f"{stream}_images"]), 8)) / np.float32(255)
-        mean, log_variance = map(np.asarray, WHOLE["vae"].apply(weights["vae"], image, method="encode"))
-        drawn = jax.tree.map(np.asarray, dreambooth.draw(stream_key, elements, mean.shape[1:], 1000))
+        mean, log_variance, drawn = jax.device_get(seen(stream_key, frozen[f"{stream}_images"]))
         z = 0.5 * (mean + np.exp(log_variance / 2) * drawn.sample)
         signal, sigma = (np.sqrt(x[drawn.times])[:, None, None, None].astype(np.float32) for x in (share, 1 - share))
         text = np.broadcast_to(context[number], (8, 5, 8))
-        output = WHOLE["unet"].apply(weights["unet"], signal * z + sigma * drawn.noise, drawn.times, text)
+        output = jax.jit(WHOLE["unet"].apply)(weights["unet"], signal * z + sigma * drawn.noise, drawn.times, text)
         target = drawn.noise if kind == "epsilon" else signal * drawn.noise - sigma * z
-        assert row[f"loss/{stream}"] == pytest.approx((0.7 if number else 1) * float(np.mean((output - target) ** 2)), rel=1e-4)
+        assert row[f"loss/{stream}"] == pytest.approx((0.7 if number else 1) * float(np.mean((np.asarray(output) - target) ** 2)), rel=1e-4)
 
 
 def test_eight_devices_give_what_one_gives_and_a_restart_changes_nothing(weights, frozen, unbroken):
@@ -265,8 +271,7 @@ def test_parts_of_a_batch_and_latents_made_before_give_the_same_step(weights, fr
 
 
 def test_half_precision_alters_little_and_the_weights_stay_whole(weights, frozen, unbroken):
-    half = {name: module.clone(dtype=jnp.bfloat16) for name, module in WHOLE.items()}
-    state, rows = learn(weights, frozen, 2, meshes.make_mesh(8), make(half))
+    state, rows = learn(weights, frozen, 2, meshes.make_mesh(8), make(half=True))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
     for mine, theirs in zip(rows, unbroken[1], strict=False):
         assert mine["loss/instance"] == pytest.approx(theirs["loss/instance"], rel=0.03) and mine != theirs
