@@ -39,7 +39,8 @@ def batch(images, seed=0):
 
 def by_hand(net, variables, key, image, label):
     """Labels [B,H,W] on one device: all prompts decoded at once, everything after that in numpy."""
-    asked = jax.jit(lambda key, x: sam_refine.component_prompts(key, x, num_classes=19, min_area=300, places=6))(key, label)
+    ask = jax.jit(lambda key, x: sam_refine.component_prompts(key, x, num_classes=19, min_area=300, places=6))
+    asked = jax.device_get(ask(key, label))
     inner = masks.fitted(SIZE, 128)
     points, kinds = prompts.pack(np.asarray(asked.points), np.ones(asked.points.shape[:3], np.int32))
     points[:, :, :5] = masks.to_frame(points[:, :, :5], SIZE, inner)
