@@ -13,12 +13,9 @@ from segjax.nets.layers import quick_gelu
 from segjax.ops.resize import bilinear
 
 TEXT_B = {"text_width": 512, "text_heads": 8, "text_layers": 12, "text_mlp_width": 2048}
-TEXT_L = {"text_width": 768, "text_heads": 12, "text_layers": 16, "text_mlp_width": 3072}
-FULL = {
+FULL = {  # RN101 and convnext_large_d_320: tests/weights/test_clip_full_size.py
     "ViT-B-16": (clip(vision="vit", embed_dim=512, **TEXT_B), 149_620_737),
     "RN50": (clip(vision="resnet", embed_dim=1024, **TEXT_B), 102_007_137),
-    "RN101": (clip(vision="resnet", embed_dim=512, vision_layers=(3, 4, 23, 3), **TEXT_B), 119_688_033),
-    "convnext_large_d_320": (clip(vision="convnext", embed_dim=768, vision_image_size=320, **TEXT_L), 351_772_609),
     "SD1 text": (TextTransformer(width=768, heads=12, mlp_width=3072), 123_060_480),
     "SD2 text": (TextTransformer(width=1024, layers=23, heads=16, mlp_width=4096, activation="gelu"), 340_387_840),
     "ConvNeXt-L trunk": (ConvNeXt(), 196_227_264),
