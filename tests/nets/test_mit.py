@@ -84,7 +84,7 @@ def test_trains_at_an_odd_size():
 def test_shapes_and_classifiers(name):
     model = TINY[name]
     image = jax.ShapeDtypeStruct((2, 70, 101, 3), jnp.float32)
-    outputs = jax.eval_shape(lambda v, x: model.apply(v, x), shapes(model), image)
+    outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     assert outputs["logits"].shape == (2, 18, 26, 5) and outputs["features"].shape == (2, 9, 13, 16)
     if name in ("sepaspp", "mmseg"):  # the others have the head of the first
         last = {"sepaspp": "conv_seg", "mmseg": "linear_pred"}[name]
