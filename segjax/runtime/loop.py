@@ -132,7 +132,8 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
     """The newest good checkpoint, or a new state made on the devices that will hold it."""
     begun = time.monotonic()
     key = jax.random.key(seed)
-    abstract = jax.eval_shape(method.init, key, first)
+    draw = jax.jit(method.init)  # one trace, for the shapes and within the program that makes the state
+    abstract = jax.eval_shape(draw, key, meshes.batch_spec(first, mesh))
     shardings = meshes.shard_rules(abstract, mesh, overrides)
     if saves.agreed_steps():
         state, start = saves.restore(meshes.with_shardings(abstract, shardings))
@@ -145,7 +146,7 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
     given = jax.device_put(initial_variables, meshes.shard_rules(initial_variables, mesh))
 
     def make(key, batch, given):  # in one program, so that what `given` replaces is never drawn
-        state = method.init(key, batch)
+        state = draw(key, batch)
         return state if given is None else jax.tree.map(jnp.copy, state.with_variables(given))
 
     init = jax.jit(make, out_shardings=shardings, compiler_options=options).lower(key, batch, given).compile()
