@@ -113,9 +113,10 @@ def _over_tiny(config, name: str):
     return config
 
 
-def test_a_step_over_the_network_itself():
-    """ENet's; the other networks' steps are those of tests/methods."""
-    _trace(build.stage(load("quickstart.py"), "source_only"))
+@pytest.mark.parametrize(("spec", "name"), [("quickstart.py", "source_only"), ("fda.py", "fda"), ("uda.py", "daformer")])
+def test_a_step_over_the_network_itself(spec, name):
+    """ENet's, DeepLabV2-R101's and DAFormer's on MiT-B5, of full size; the other networks' steps are those of tests/methods."""
+    _trace(build.stage(load(spec), name))
 
 
 def _trace(stage):
