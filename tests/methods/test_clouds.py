@@ -87,7 +87,7 @@ def test_one_trace_whatever_is_in_the_labels(steps):
     assert len(traces) == 1
     assert len({float(row["pseudo/prompts"]) for row in history}) > 2
     assert all(np.isfinite(value) for row in history for value in row.values())
-    assert history[18]["loss/class"] < history[0]["loss/class"]  # of one batch
+    assert min(row["loss/class"] for row in history[3::3]) < 0.97 * history[0]["loss/class"]  # of one batch
 
 
 def test_restart_equals_no_restart(steps):
