@@ -185,17 +185,18 @@ def lesson(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_eight_devices_give_what_one_gives(name, batch):
     # A temperature of .07, or labels that an argmax makes, multiply rounding step by step: fewer steps, and room for single weights.
-    steps, room = (4, 5e-4) if name.startswith(("fda_contrastive", "diga")) else (10, 1e-4)
+    steps, room = (4, 5e-4) if name.startswith(("fda_contrastive", "diga")) else (10, 3e-4)
     states, history = lesson(name)
     assert all(np.isfinite(value) for row in history for value in row.values())
     one = states[steps]
     assert int(one.step) == steps
     mesh = meshes.make_mesh(*MESHES.get(name, (2, 4)))
     many, other = run(made(name), batch, steps, mesh, frozen=frozen_of(name))
-    for mine, theirs in zip(history[:steps], other, strict=True):
+    for n, (mine, theirs) in enumerate(zip(history[:steps], other, strict=True)):
         for key in mine:
-            if key.startswith("loss"):
-                assert mine[key] == pytest.approx(theirs[key], abs=1e-5), key
+            if key.startswith("loss"):  # rounding grows with the steps, and where colours are jittered
+                near = dict(rel=1e-5, abs=1e-5) if n < 5 and "jitter" not in name else dict(abs=5e-5)
+                assert mine[key] == pytest.approx(theirs[key], **near), (key, n)
     for a, b in zip(jax.tree.leaves((one.params, one.batch_stats)), jax.tree.leaves((many.params, many.batch_stats)), strict=True):
         np.testing.assert_allclose(a, b, atol=room)
 
