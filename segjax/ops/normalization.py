@@ -1,7 +1,7 @@
 """Batch, layer and group normalisation; the gradients of the first two are written out: two reductions and one pass, little kept.
 
 Here as in `ops.conv`, `ops.depthwise` and `ops.attention` a `jit` around a function keeps what was traced for one shape: a network of many
-layers is traced and lowered in less time (a sixth of the tracing), and the compiler sees the same operations.
+layers is traced and lowered in less time, and the compiler sees the same operations.
 """
 
 from functools import partial
