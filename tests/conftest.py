@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 
@@ -14,7 +15,8 @@ keep_pages()
 # lines of source in them, cost a tenth of it on two.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # its older code generator takes a third of the time; later ones have none
+# jaxlib 0.10's older code generator takes a third of the time; later ones have none, and libtpu ends a process that names it.
+if importlib.metadata.version("jaxlib").startswith("0.10.") and importlib.util.find_spec("libtpu") is None:
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = xla_flags(f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}")
 

@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--chunks", type=int, default=20, metavar="N", help="looks at the clock for each side")
     text = "share of the chip's peak that the step-time model of --topology assumes for products (default 1: the floor)"
     parser.add_argument("--efficiency", type=float, default=1.0, metavar="SHARE", help=text)
+    text = "how hard the compiler of --topology tries; O1 says in a quarter of the time whether a step fits (default: as training)"
+    parser.add_argument("--optimization", default="", choices=["O0", "O1", "O2", "O3"], help=text)
     text = "for a short loan of a machine: torch gets ready while we compile, once, and its answer is the only check of the numbers"
     parser.add_argument("--quick", action="store_true", help=text)
     parser.add_argument("--profile", action="store_true", help="trace some more steps and say which operations take their time")
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.topology:
         from segjax.verbs import bench_topology  # the data pipeline, whose packages a workload does not need
 
-        options = {"mesh": args.mesh, "per_device": args.per_device, "efficiency": args.efficiency}
+        options = {key: getattr(args, key) for key in ("mesh", "per_device", "efficiency", "optimization")}
         row = bench_topology.row(args.config, args.stage, args.topology, **options) | {"config": args.config_file}
         _write(args.out, row)
         print(bench_topology.table(row))
@@ -118,6 +120,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("pass one of --workload=NAME,... and --config=FILE.py")
     if args.topology and not args.config:
         raise ConfigError("--topology compiles the step of a config: pass --config=FILE.py")
+    if args.optimization and not args.topology:
+        raise ConfigError(f"--optimization={args.optimization} is of --topology: what is measured is compiled as training compiles it")
     if args.set and (args.config or "," in args.workload):
         raise ConfigError("--set changes a size of one workload: pass one --workload; a config is changed by --config.key=value")
 

@@ -19,12 +19,25 @@ _USED = re.compile(rf"{_SIZE} (?:of|exceeds available HBM) {_SIZE}")
 """How the compiler says what a program needs and what there is."""
 
 
-def row(config, stage_name: str, name: str, *, mesh: str = "", per_device: int = 0, efficiency: float = 1.0) -> dict[str, Any]:
+def row(
+    config, stage_name: str, name: str, *, mesh: str = "", per_device: int = 0, efficiency: float = 1.0, optimization: str = ""
+) -> dict[str, Any]:
     """One JSON object: what the compiled step of a stage says about a slice. Compiles for minutes where the network is deep.
 
     mesh: "data=16,fsdp=16", default every chip on `data`. per_device: source rows a chip, default the stage's batch_size. efficiency:
-    share of the peak that products reach, an assumption of the step-time model alone.
+    share of the peak that products reach, an assumption of the step-time model alone. optimization: how hard the compiler tries, "O0" to
+    "O3" (`jax_optimization_level`), default as training has it, its own choice; the row's is None where it chose.
     """
+    before = jax.config.jax_optimization_level  # pyright: ignore[reportAttributeAccessIssue]  # jax adds options at run time
+    jax.config.update("jax_optimization_level", level := optimization or before)
+    try:
+        found = _row(config, stage_name, name, mesh, per_device, efficiency)
+    finally:
+        jax.config.update("jax_optimization_level", before)
+    return found | {"optimization": None if level == "UNKNOWN" else level}
+
+
+def _row(config, stage_name: str, name: str, mesh: str, per_device: int, efficiency: float) -> dict[str, Any]:
     chip, axes = topology.chip(name), bench_shapes.parse_mesh(mesh)
     where = meshes.make_mesh(axes.get("data", -1), axes.get("fsdp", 1), devices=topology.devices(name))
     begun = time.process_time()
@@ -103,7 +116,7 @@ def table(row: dict[str, Any]) -> str:
         f"modelled at {100 * model['inputs']['efficiency']:.0f} % of peak: {1e3 * model['step_s']:.1f} ms a step with collectives apart "
         f"({1e3 * model['compute_s']:.1f} products, {1e3 * model['memory_s']:.1f} HBM, {1e3 * model['collectives_s']:.2f} collectives), "
         f"{1e3 * model['step_overlapped_s']:.1f} ms overlapped; {100 * model['scaling']:.1f} % weak scaling",
-        f"traced in {row['trace_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s ({row['cpu_seconds']:.0f} CPU-s)",
+        f"traced in {row['trace_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s ({row['cpu_seconds']:.0f} CPU-s{_at(row)})",
     ]
     return "\n".join(lines)
 
@@ -120,14 +133,19 @@ def summary(rows: list[dict[str, Any]]) -> str:
         cells = [f"{row['stage']}, {row['rows_each']} a chip, {row['dtype']}", row["topology"], mesh]
         cells.append(f"{row['peak_bytes'] / 1e9:.2f} of {row['limit_bytes'] / 1e9:.0f}{'' if row['fits'] else ': does not fit'}")
         if "flops" not in row:
-            lines.append([*cells, "", "", "", "", f"{row['cpu_seconds']:.0f}"])
+            lines.append([*cells, "", "", "", "", f"{row['cpu_seconds']:.0f}{_at(row)}"])
             continue
         moved = [f"{c['executions']:g} {c['kind']} ({c['group']}) {c['bytes'] / 1e6:,.0f} MB" for c in row["collectives"]]
         cells += [f"{row['argument_bytes'] / 1e9:.2f} + {row['temp_bytes'] / 1e9:.2f}", "; ".join(moved) or "none"]
         model = row["model"]
         cells += [f"{row['flops']['program'] / 1e9:,.0f}", f"{1e3 * model['step_overlapped_s']:.1f} to {1e3 * model['step_s']:.1f}"]
-        lines.append([*cells, f"{row['cpu_seconds']:.0f}"])
+        lines.append([*cells, f"{row['cpu_seconds']:.0f}{_at(row)}"])
     return text_table.table(header, lines)
+
+
+def _at(row: dict[str, Any]) -> str:
+    level = row.get("optimization")  # rows of before have none
+    return f" at {level}" if level else ""
 
 
 def _crop(crop: Any) -> str:

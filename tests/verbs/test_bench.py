@@ -81,6 +81,7 @@ def test_frozen_files_tell_their_own_shapes(tmp_path, tiny_config):
         (["--topology=v9:2x2"], "no figures of the chip 'v9'"),
         (["--topology=v5e:2x2", "--efficiency=2"], "share above 0 and up to 1"),
         (["--topology=v5e:2x2", "--stage=no"], "unknown stage 'no'|needs libtpu"),
+        (["--optimization=O1"], "--optimization=O1 is of --topology"),
         (["--coordinator=host0:1234", "--processes=2", "--process-id=1"], "^segjax: bench works in one process: start it on one host"),
     ],
 )
@@ -124,6 +125,11 @@ def test_a_small_network_compiles_for_four_chips(tiny_config, tmp_path, capsys):
     assert row["model"]["inputs"]["flops"] == 197e12 and "libtpu" in row["versions"]
     printed = capsys.readouterr().out
     assert "fits" in printed and "all-reduce" in printed and "weak scaling" in printed
+    assert cli.main(["bench", f"--config={tiny_config}", *flags, "--optimization=O0"]) == 0
+    hasty = json.loads(out.read_text().splitlines()[1])
+    assert (row["optimization"], hasty["optimization"]) == (None, "O0") and "CPU-s at O0" in capsys.readouterr().out
+    assert hasty["estimated_cycles"] > row["estimated_cycles"] and hasty["argument_bytes"] == row["argument_bytes"]
+    assert jax.config.jax_optimization_level == "UNKNOWN"
 
 
 @libtpu
