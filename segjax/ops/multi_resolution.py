@@ -55,10 +55,8 @@ def fuse(context: Array, detail: Array, attention: Array, corner: Array | None =
 
 def _window_mask(size: tuple[int, int], corner: Array, window: tuple[int, int], ratio: int) -> Array:
     """Where the window lies in the coarse map: float32 [*size]. Its edges are rounded down, as the code's int() does."""
-    inside = []
-    for axis in (0, 1):
-        pixel = jnp.arange(size[axis])
-        inside.append((pixel >= corner[axis] // ratio) & (pixel < (corner[axis] + window[axis]) // ratio))
+    first, beyond = corner // ratio, (corner + np.array(window)) // ratio
+    inside = [(pixel >= first[axis]) & (pixel < beyond[axis]) for axis, pixel in enumerate(map(jnp.arange, size))]
     return (inside[0][:, None] & inside[1]).astype(jnp.float32)
 
 

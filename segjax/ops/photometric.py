@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from segjax.errors import ConfigError
@@ -101,21 +102,26 @@ def color_jitter(
     """
     _check_images(image)
     _check_probability(probability)
-    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    strengths, bounds = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}, []
     for name, strength in strengths.items():
         if strength < 0 or (name == "hue" and strength > 0.5):
             raise ConfigError(f"{name}={strength}: expected at least 0{' and at most 0.5' if name == 'hue' else ''}")
+        low, high = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
+        bounds.append((low, min(high, 2.0) if (name, rule) == ("brightness", "kornia") else high))
     if rule not in _JITTER or order not in ("fixed", "random"):
         raise ConfigError(f"rule={rule!r}, order={order!r}: expected rule 'torchvision' or 'kornia', order 'fixed' or 'random'")
-    changes = []
-    for i, (change, (name, strength)) in enumerate(zip(_JITTER[rule], strengths.items(), strict=True)):
-        if strength > 0:
-            low, high = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
-            high = min(high, 2.0) if (name, rule) == ("brightness", "kornia") else high
-            drawn = jax.random.uniform(jax.random.fold_in(key, i), (image.shape[0],), minval=low, maxval=high)
-            changes.append(lambda image, change=change, drawn=drawn: change(image, drawn))
-    out = _in_turn(changes, image, None if order == "fixed" else jax.random.fold_in(key, 5))
-    return _sometimes(jax.random.fold_in(key, 4), out, image, probability, together)
+    keys = _keys(key, 6)
+    uniform = lambda key, low, high: jax.random.uniform(key, image.shape[:1], minval=low, maxval=high)
+    drawn = jax.vmap(uniform)(keys[:4], *np.asarray(bounds, np.float32).T)
+    each = zip(_JITTER[rule], drawn, strengths.values(), strict=True)
+    changes = [lambda image, change=change, by=by: change(image, by) for change, by, strength in each if strength > 0]
+    out = _in_turn(changes, image, None if order == "fixed" else keys[5])
+    return _sometimes(keys[4], out, image, probability, together)
+
+
+def _keys(key: Key, count: int) -> Key:
+    """Keys folded with 0, 1, ..., all in one draw: each draw by itself is a loop in the program."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
 _JITTER = {
@@ -162,8 +168,9 @@ def gaussian_blur(
     low, high = sigma
     if not 0 < low <= high:
         raise ConfigError(f"sigma={sigma}: expected (low, high) with 0 < low <= high, in pixels")
-    drawn = jax.random.uniform(jax.random.fold_in(key, 0), (image.shape[0],), minval=low, maxval=high)
-    return _sometimes(jax.random.fold_in(key, 1), blur(image, drawn, kernel_size), image, probability, together)
+    sigma_key, chosen_key = _keys(key, 2)
+    drawn = jax.random.uniform(sigma_key, (image.shape[0],), minval=low, maxval=high)
+    return _sometimes(chosen_key, blur(image, drawn, kernel_size), image, probability, together)
 
 
 def blur(image: Array, sigma: Array, kernel_size: int | tuple[int, int]) -> Array:
