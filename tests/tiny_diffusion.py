@@ -49,15 +49,15 @@ VAE_CONFIG = {
 }
 
 
-def write(folder: pathlib.Path, goldens: pathlib.Path, seed: int = 0) -> pathlib.Path:
-    """Writes the directory, with the tokenizer of the goldens."""
+def write(folder: pathlib.Path, goldens: pathlib.Path, seed: int = 0, *, up_attention: bool = True) -> pathlib.Path:
+    """Writes the directory, with the tokenizer of the goldens. up_attention: whether the UNet reads the text on its way up too."""
     text = TextTransformer(vocab_size=664, width=8, layers=1, heads=2, mlp_width=16, activation="gelu")
-    sizes = dict(layers=(1,), transformers=(1,), down_attention=(False,), up_attention=(True,))
+    sizes = dict(layers=(1,), transformers=(1,), down_attention=(False,), up_attention=(up_attention,))
     unet = UNet(widths=(8,), heads=(2,), context_features=8, groups=4, sample_size=4, **sizes)
     vae = VAE(widths=(4, 8), layers=1, groups=2, sample_size=8)
     parts = {
         "text": _part(text, TEXT, clip_hf.TEXT, seed),
-        "unet": _part(unet, UNET, LINEAR, seed + 1),
+        "unet": _part(unet, UNET if up_attention else {**UNET, "up_block_types": ["UpBlock2D"]}, LINEAR, seed + 1),
         "vae": _part(vae, VAE_CONFIG, QUERY_KEY_VALUE, seed + 2),
     }
     index = json.loads((goldens / "stable_diffusion" / directory.INDEX).read_text())

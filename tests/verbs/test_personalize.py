@@ -32,6 +32,7 @@ SYSTEM = """
     from ml_collections import ConfigDict
 
     MODEL = {"make": "verbs_tiny_net:Tiny", "num_classes": 19, "dtype": "float32"}
+    SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
 
 
     def get_config():
@@ -41,7 +42,7 @@ SYSTEM = """
         dusk = {**scenes, "look": "dusk", "split": "train", "length": 3}
         words = {"prompt": "a photo of a sks urban scene", "class_prompt": "a photo of an urban scene", "class_count": 3}
         size = {"short_side": 12, "steps": 4, "export_every": 2, "checkpoint_every": 1, "log_every": 1}
-        personalize = {"verb": "personalize", "model": STABLE, "image": dusk, "index": 1, **words, **size, "optimizer": {"lr": 1e-3}}
+        personalize = {"verb": "personalize", "model": STABLE, "image": dusk, "index": 1, **words, **size, "optimizer": SGD}
         generate = {"verb": "generate", "model": "{stage:personalize}/step_4", "plan": "things", "count": 24}
         for name, values in {"personalize": personalize, "generate": generate}.items():
             config.stages[name] = ConfigDict(values)
@@ -50,10 +51,8 @@ SYSTEM = """
         source = {**scenes, "look": "day", "split": "train", "length": 4}
         scored = {"dusk": {**scenes, "look": "dusk", "split": "val", "length": 2}}
         data = {"source": source, "target": target, "crop": (8, 8)}
-        optimizer = {"name": "adam", "lr": 1e-2}
-        parts = {"model": MODEL, "optimizer": optimizer, "data": data, "evaluate": scored}
-        host = {"make": "segjax.methods.dacs:make", "threshold": 0.1}
-        base.add_stage(config, "adapt", method=host, **parts, steps=20, checkpoint_every=10, log_every=5)
+        parts = {"model": MODEL, "optimizer": SGD, "data": data, "evaluate": scored}
+        base.add_stage(config, "adapt", method={"make": base.ADABN}, **parts)  # it reads the target
         return config
 """
 PLACES = ("01-personalize", "02-generate", "03-adapt")
@@ -61,7 +60,7 @@ PLACES = ("01-personalize", "02-generate", "03-adapt")
 
 @pytest.fixture(scope="module")
 def stable(tmp_path_factory, goldens):
-    return tiny_diffusion.write(tmp_path_factory.mktemp("model") / "stable", goldens)
+    return tiny_diffusion.write(tmp_path_factory.mktemp("model") / "stable", goldens, up_attention=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def test_every_step_directory_is_a_whole_model(whole, stable):
             assert read(ours) == read(file), file
     arrays = safetensors_io.flatten(before.unet.variables), safetensors_io.flatten(four.unet.variables)
     steps = [np.abs(arrays[1][path] - arrays[0][path]).max() for path in arrays[0]]
-    assert max(steps) < 4.5e-3 and np.mean(np.array(steps) > 5e-4) > 0.9  # four steps of Adam of 1e-3
+    assert max(steps) < 0.4 and np.mean(np.array(steps) > 1e-6) > 0.9  # four steps of 0.1 down gradients of one's length at most
     done = folder.read_done(place)
     assert (done["steps"], done["product"]) == (4, "step_4/model_index.json") and done["model_sha256"] == four.sha256()
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
