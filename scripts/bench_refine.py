@@ -4,8 +4,9 @@ Eight images of 768 x 768 (procedural street scenes with their labels), a Mobile
 One is `nets.label_refiner.refine_labels` for the whole batch; the other (scripts/peers/refine_host.py, a process of its own) takes an image
 at a time through the released SamPredictor, numpy and scipy around it. First ours answers the points that the other side drew, and both
 masks are compared; then they are timed in turn. Ours also with the images' features kept from before, which the released code
-cannot. Ours keeps freed pages, as every verb does (`segjax.runtime.allocator`); the other side runs as Python does, and as often once more
-with pages kept, so that the row says what that alone changes.
+cannot. Ours does what `segjax refine` does: it keeps freed pages (`segjax.runtime.allocator`) and has two images under way at once
+(`segjax.runtime.cpu_devices`; --one-device: one). The other side runs as Python does, and as often once more with pages kept, so that the
+row says what that alone changes.
 """
 
 import argparse
@@ -24,9 +25,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else torch's idle threads
 ROOT = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent)]
 
-from segjax.runtime import allocator  # noqa: E402
+from segjax.runtime import allocator, cpu_devices  # noqa: E402
 
 KEPT = allocator.keep_pages()
+if "--one-device" not in sys.argv:
+    cpu_devices.share_cores()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -38,6 +41,7 @@ from segjax.data.procedural import StreetScenes  # noqa: E402
 from segjax.nets import label_refiner  # noqa: E402
 from segjax.nets.mobile_sam import MobileSam  # noqa: E402
 from segjax.ops.sam_refine import Prompts  # noqa: E402
+from segjax.runtime import mesh as meshes  # noqa: E402
 from segjax.verbs import variables as shapes_of  # noqa: E402
 from segjax.weights import mobile_sam, safetensors_io, walk  # noqa: E402
 
@@ -94,19 +98,21 @@ class Ours:
 
     def __init__(self, net, variables, images: np.ndarray, labels: np.ndarray, chunk: int):
         key, told = jax.random.key(0), dict(num_classes=CLASSES, min_area=TOLD["min_area"], num_points=TOLD["points"], chunk=chunk)
-        self.net, self.variables, self.chunk = net, variables, chunk
-        self.image, self.label = jax.device_put((images, labels))
+        self.mesh = mesh = meshes.make_mesh()
+        self.net, self.variables, self.chunk = net, jax.device_put(variables, meshes.replicated(mesh)), chunk
+        self.image, self.label = jax.device_put((images, labels), meshes.batch_sharding(mesh))
 
         def refined(variables, image, label, features=None):
             found = label_refiner.refine_labels(net, variables, key, image, label, features=features, **told)
             return found.label, found.prompts
 
-        self.features = jax.jit(lambda variables, x: label_refiner.encode(net, variables, x))(variables, self.image)
-        begun = clock()
-        self.calls = {"whole": (jax.jit(refined).lower(variables, self.image, self.label).compile(), (self.image, self.label))}
-        self.compile = [now - before for now, before in zip(clock(), begun, strict=True)]
-        kept = lambda variables, label, features: refined(variables, None, label, features)
-        self.calls["features kept"] = jax.jit(kept).lower(variables, self.label, self.features).compile(), (self.label, self.features)
+        with jax.set_mesh(mesh):
+            self.features = jax.jit(lambda variables, x: label_refiner.encode(net, variables, x))(self.variables, self.image)
+            begun = clock()
+            self.calls = {"whole": (jax.jit(refined).lower(self.variables, self.image, self.label).compile(), (self.image, self.label))}
+            self.compile = [now - before for now, before in zip(clock(), begun, strict=True)]
+            kept, arguments = lambda variables, label, features: refined(variables, None, label, features), (self.label, self.features)
+            self.calls["features kept"] = jax.jit(kept).lower(self.variables, *arguments).compile(), arguments
 
     def ask(self, name: str) -> list[float]:
         call, arguments = self.calls[name]
@@ -142,13 +148,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=768)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one-device", action="store_true", help="one image at a time")
     parser.add_argument("--chunk", type=int, default=label_refiner.chunk_of(None), help="prompts of an image that are decoded at a time")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / f"refine-{jax.default_backend()}.jsonl")
     args = parser.parse_args()
     scenes = StreetScenes(size=(args.size, args.size), length=args.images)
     images, labels = (np.stack([scenes[n][name] for n in range(args.images)]) for name in ("image", "label"))
     net = MobileSam()
-    variables = jax.device_put(random_variables(net))
+    variables = random_variables(net)
     ours = Ours(net, variables, images, labels, args.chunk)
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
@@ -189,8 +196,13 @@ def main() -> None:
             for ours_name in ours.calls
         }
         row[f"compile_{kind}_s"] = round(ours.compile[n], 1)
-    row |= {"backend": jax.default_backend(), "cores": os.cpu_count(), "python": platform.python_version(), "chunk": args.chunk}
-    row |= {"repeats": args.repeats, "pages_kept": KEPT, **{name: version(name) for name in ("jax", "torch", "scipy", "numpy")}}
+    row |= {"backend": jax.default_backend(), "devices": ours.mesh.size, "cores": os.cpu_count(), "python": platform.python_version()}
+    row |= {
+        "chunk": args.chunk,
+        "repeats": args.repeats,
+        "pages_kept": KEPT,
+        **{name: version(name) for name in ("jax", "torch", "scipy", "numpy")},
+    }
     print(json.dumps(row, indent=1))
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(row) + "\n")

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = zero_shot.templates(args.templates)
     output = pathlib.Path(args.output)
     folder.writable(output)
-    startup.begin(args)
+    startup.begin(args, image_by_image=True)
     network = networks.load(args.model, layout=args.layout, settings=networks.settings(args.set))
     if segmenter_features.is_segmenter(network):
         return segmenter_features.run(args, network)

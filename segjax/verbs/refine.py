@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected {least} or more")
     startup.one_process("refine", args)
     dataset = _dataset(args)
-    startup.begin(args)
+    startup.begin(args, image_by_image=True)
     network = networks.load(args.model, settings=networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {}))
     if not is_segmenter(network):
         name = type(network.module).__name__

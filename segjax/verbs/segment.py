@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         segment_prompts.check_inside(objects, read_image_size(path), path)
     folder.writable(args.output)
     startup.one_process("segment", args)
-    startup.begin(args)
+    startup.begin(args, image_by_image=True)
     told = networks.settings(args.set) | ({"dtype": args.dtype} if args.dtype else {})
     network = networks.load(args.model, settings=told)
     devices = jax.device_count() if args.everything or len(images) >= jax.device_count() else 1

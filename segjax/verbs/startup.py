@@ -14,19 +14,23 @@ from jax.experimental import multihost_utils
 
 import segjax
 from segjax.errors import ConfigError
-from segjax.runtime import cluster, compile, meeting, peers
+from segjax.runtime import cluster, compile, cpu_devices, meeting, peers
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
-def begin(args: argparse.Namespace | None = None) -> None:
+def begin(args: argparse.Namespace | None = None, *, image_by_image: bool = False) -> None:
     """Call before the first device is touched.
+
+    image_by_image: the work needs nothing of another image, and on a CPU two are under way at once (`cpu_devices.share_cores`).
 
     Many processes: `cluster.find` tells which they are and `meeting.join` brings them together. ConfigError, alike in all of them, when
     they do not run the same sources, packages, command and config (`args.config`), or have different numbers of devices.
     """
     if not jax.distributed.is_initialized() and (found := cluster.find(_environment(args))) is not None:
         meeting.join(found, lambda: peers.agree(_facts(args)))
+    elif image_by_image:
+        cpu_devices.share_cores()
     compile.enable_cache()
 
 
