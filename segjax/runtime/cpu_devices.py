@@ -13,8 +13,8 @@ def share_cores() -> None:
     between two layers, are held twice. Call before the first device is touched; GPUs and TPUs are as they were. Nothing changes on a
     single core, where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many devices there are, or where jax has begun already.
     """
-    told = jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or (os.cpu_count() or 1) < 2:
+    count = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]  # jax adds options at run time
+    if count > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or (os.cpu_count() or 1) < 2:
         return
     try:
         jax.config.update("jax_num_cpu_devices", 2)
