@@ -6,6 +6,7 @@ Source of "torch7": the authors' own release (a slope a channel, biased middle c
 Stage 3 repeats stage 2 without its down-sampling, so the eight bottlenecks of both are one module scanned twice.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -141,14 +142,15 @@ class _Upsampling(nn.Module):
 
 
 class _Section(nn.Module):
-    """The eight bottlenecks that stages 2 and 3 have in common: regular, d2, asymmetric, d4, regular, d8, asymmetric, d16."""
+    """The bottlenecks that stages 2 and 3 have in common, by their dilations; 0 is the asymmetric pair."""
 
     layout: Layout
+    dilations: Sequence[int]
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, None]:
-        for n, dilation in enumerate((1, 2, 0, 4, 1, 8, 0, 16)):
+        for n, dilation in enumerate(self.dilations):
             block = _Bottleneck(128, self.layout, max(dilation, 1), asymmetric=dilation == 0, dtype=self.dtype, name=f"block{n}")
             x = block(x, train)
         return x, None
@@ -169,7 +171,7 @@ class ENet(nn.Module):
     Any H, W: odd sizes are floored by the pools and restored by the unpools, as in torch.
     Also "features": the 16 channels at half size that the last transposed convolution reads. `embedding` > 0 widens that convolution to so
     many channels, which are the features then, at full size, and lets a 1x1 convolution without bias classify them: zgerem/UDA's
-    model.cont with 64 (359,356 parameters at 19 classes).
+    model.cont with 64 (359,356 parameters at 19 classes). dilations: of the bottlenecks of stages 2 and 3, 0 for an asymmetric pair.
     """
 
     num_classes: int
@@ -177,6 +179,7 @@ class ENet(nn.Module):
     dtype: DTypeLike = jnp.float32
     align_corners: bool = False
     embedding: int = 0
+    dilations: Sequence[int] = (1, 2, 0, 4, 1, 8, 0, 16)
 
     @nn.compact
     def __call__(self, image: Array, train: bool = False) -> dict[str, Array]:
@@ -195,7 +198,7 @@ class ENet(nn.Module):
         quarter = x.shape[1], x.shape[2]
         x, _ = scanned(_Stage1Block, 4)(layout, dtype, name="stage1")(x, train)
         x, index2 = _Downsampling(128, layout, 0.1, dtype, name="downsample2_0")(x, train)
-        x, _ = scanned(_Section, 2)(layout, dtype, name="stage2_3")(x, train)
+        x, _ = scanned(_Section, 2)(layout, self.dilations, dtype, name="stage2_3")(x, train)
         decoder: dict[str, Any] = dict(dropout=layout.decoder_dropout, relu=layout.decoder_relu, dtype=dtype)
         x = _Upsampling(64, layout, dtype, name="upsample4_0")(x, index2, quarter, train)
         x = _Bottleneck(64, layout, name="regular4_1", **decoder)(x, train)
