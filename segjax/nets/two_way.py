@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import ACTIVATIONS, Dense, LayerNorm, replicated
+from segjax.nets.layers import ACTIVATIONS, Dense, LayerNorm, parameter, replicated
 from segjax.ops.attention import attention
 from segjax.ops.attention_to_groups import attention_to_groups
 from segjax.ops.conv import product
@@ -26,8 +26,8 @@ class _Weights(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[Array, Array]:
-        kernel = self.param("kernel", nn.initializers.truncated_normal(0.02), (inputs, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = parameter(self, "kernel", nn.initializers.truncated_normal(0.02), (inputs, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         return replicated(kernel.astype(self.dtype)), bias.astype(self.dtype)
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from segjax.nets.layers import Dense, GroupNorm, replicated
+from segjax.nets.layers import Dense, GroupNorm, parameter, replicated
 from segjax.ops.conv_products import steady_conv2d
 from segjax.ops.resize import nearest
 from segjax.typing import Array
@@ -30,8 +30,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
-        kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = parameter(self, "kernel", init, (*self.kernel_size, x.shape[-1], self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         padding = None if self.padding is None else ((self.padding, self.padding), (self.padding, self.padding))
         y = steady_conv2d(x.astype(self.dtype), replicated(kernel.astype(self.dtype)), stride=self.stride, padding=padding)
         return y + bias.astype(self.dtype)

@@ -6,6 +6,9 @@ channels on 8x8 pixels differ in the last bit between 2 and 4 threads as a convo
 1280 -> 1280 channels on 8x8); from a million output numbers on, 1 to 16 threads gave the same bits as a convolution, 2 times as fast.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -16,6 +19,7 @@ _LARGE = 1 << 20  # output numbers from which the convolution is left one
 _GATHERED = 1 << 24  # numbers up to which all taps are gathered for one product; beyond, a product a tap and a ninth of the memory
 
 
+@partial(jax.jit, static_argnames=("stride", "padding"))  # traced once for a shape, as ops.conv's
 def steady_conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding | None = None) -> Array:
     """`ops.conv.conv2d` of x [B,H,W,I] with kernel [kh,kw,I,O]: small ones on a CPU as products over their taps."""
     around = same_padding((kernel.shape[0], kernel.shape[1])) if padding is None else padding
