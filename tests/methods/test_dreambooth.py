@@ -115,9 +115,9 @@ def make(half=False, **options):
 def weights():
     """Variables of each network."""
     examples = {name: module.example() for name, module in WHOLE.items() if name != "vae"} | {"vae": (jnp.zeros((1, 8, 8, 3)),)}
-    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
-    init = lambda name: WHOLE[name].init(jax.random.key(7), *jax.tree.map(zeros, examples[name]))
-    return {name: jax.jit(init, static_argnums=0)(name) for name in WHOLE}
+    rng, shapes = np.random.default_rng(7), {name: jax.eval_shape(WHOLE[name].init, jax.random.key(7), *examples[name]) for name in WHOLE}
+    drawn = lambda shape: rng.normal(size=shape).astype(np.float32) / np.float32(np.sqrt(np.prod(shape[:-1])))
+    return jax.tree.map(lambda leaf: drawn(leaf.shape) if leaf.ndim > 1 else np.zeros(leaf.shape, np.float32), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,8 @@ def test_the_loss_by_hand(kind, weights, frozen, unbroken):
     share = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     for number, stream in enumerate(streams):
         stream_key = dreambooth.stream_key(key, stream)
-        mean, log_variance, drawn = jax.device_get(seen(stream_key, frozen[f"{stream}_images"]))
+        images = frozen[f"{stream}_images"]
+        mean, log_variance, drawn = jax.device_get(seen(stream_key, images.repeat(3 // len(images), 0)))  # of one size for both
         z = 0.5 * (mean + np.exp(log_variance / 2) * drawn.sample)
         signal, sigma = (np.sqrt(x[drawn.times])[:, None, None, None].astype(np.float32) for x in (share, 1 - share))
         text = np.broadcast_to(context[number], (8, 5, 8))
