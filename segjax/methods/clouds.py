@@ -17,6 +17,7 @@ import optax
 from segjax.errors import ConfigError
 from segjax.nets import label_refiner, mask_learning
 from segjax.nets.apply import predictor, target_image, to_float
+from segjax.nets.initial import initial
 from segjax.ops.mask_losses import POINTS, WEIGHTS, Ignored, Weights, semantic_targets
 from segjax.ops.photometric_views import SSD, ssd_view
 from segjax.ops.sam_refine import MIN_AREA, NUM_POINTS
@@ -82,7 +83,7 @@ def make(
     def init(key: Key, batch: Batch) -> TrainState:
         del batch
         init_key, key = jax.random.split(key)
-        variables = mask_learning.initial(model, init_key)
+        variables = initial(model, init_key)
         return TrainState.create(key, variables, optimizer, ema=True, predicts=predicts, fixed=fixed, shared=shared)
 
     def changed(key: Key, image: Array, strengths: Any) -> Array:

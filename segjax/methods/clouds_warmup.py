@@ -14,6 +14,7 @@ import optax
 
 from segjax.nets import mask_learning
 from segjax.nets.apply import predictor, to_float
+from segjax.nets.initial import initial
 from segjax.ops.mask_losses import POINTS, WEIGHTS, Ignored, Weights, semantic_targets
 from segjax.ops.photometric_views import SSD, ssd_view
 from segjax.runtime.state import TrainState
@@ -46,7 +47,7 @@ def make(
     def init(key: Key, batch: Batch) -> TrainState:
         del batch
         init_key, key = jax.random.split(key)
-        return TrainState.create(key, mask_learning.initial(model, init_key), optimizer, fixed=fixed)
+        return TrainState.create(key, initial(model, init_key), optimizer, fixed=fixed)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         del frozen

@@ -3,7 +3,6 @@
 refined = refine_labels(module, variables, key, image, label, num_classes=19)    # under jit: no array leaves the device
 """
 
-import functools
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segjax.errors import ConfigError
+from segjax.nets.initial import shapes
 from segjax.ops import masks, resize, sam_refine
 from segjax.ops.sam_refine import MIN_AREA, NUM_POINTS, Prompts, Refined
 from segjax.typing import Array, Batch, Frozen, Key
@@ -133,11 +133,6 @@ def check(module: Any, num_points: int, second_pass: bool) -> None:
         raise ConfigError(f"a second pass gives the network its own masks as prompts, which {name} does not take: use SAM or MobileSAM")
 
 
-@functools.cache  # a step may be traced several times
-def _module_shapes(segmenter: Any) -> Any:
-    return jax.eval_shape(segmenter.init, jax.random.key(0), *segmenter.example())
-
-
 def kept_features(batch: Batch, segmenter: Any) -> Array | None:
     """The segmenter's features of the generated images, where the batch brings them. ConfigError: of another grid."""
     kept, rows = batch.get("target_sam_features"), batch["target_image"].shape[0]
@@ -153,8 +148,8 @@ def frozen_weights(frozen: Frozen, segmenter: Any) -> Any:
     if not isinstance(frozen, dict) or "segmenter" not in frozen:
         raise ConfigError('method.segmenter reads weights: set the stage\'s frozen={"segmenter": FILE} (mobile_sam.pt), or segmenter=None')
     found = frozen["segmenter"]
-    shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    has, wants = shapes(found), shapes(_module_shapes(segmenter))
+    flat = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    has, wants = flat(found), flat(shapes(segmenter))
     if odd := sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name)):
         told = f"{odd[0]} is {has.get(odd[0], 'absent')}, method.segmenter ({type(segmenter).__name__}) has {wants.get(odd[0], 'nothing')}"
         raise ConfigError(f'frozen["segmenter"]: {told} ({len(odd)} differ): the file is another network\'s')

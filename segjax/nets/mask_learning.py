@@ -16,12 +16,6 @@ BACKBONE = "backbone"
 """The part of the variables that is fixed where the network says `frozen`."""
 NO_HEAD = (BACKBONE, "words", "clip_logit_scale", "void_embedding")
 """The parts that are no head: what a network that reads words has beside it is shared by student and teacher, as released."""
-_PROBE = (1, 64, 64, 3)  # of an image: parameters do not depend on it
-
-
-def initial(model: Any, key: Key) -> Any:
-    """Fresh variables."""
-    return model.init(key, jnp.zeros(_PROBE), train=False)
 
 
 def fixed(model: Any) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from segjax.data import label_spaces
 from segjax.errors import ConfigError, WeightsError
+from segjax.nets import initial as initial_of
 from segjax.typing import IGNORE
 from segjax.verbs import build
 from segjax.weights import safetensors_io, walk
@@ -20,20 +21,12 @@ from segjax.weights import safetensors_io, walk
 Variables = dict[str, Any]
 WORDS = "batch_stats/words"
 """Where a network keeps its classes' words (`nets.mask2former`)."""
-_PROBE = (64, 64)  # image size at which shapes are asked for: parameters do not depend on it
 
 
 @functools.lru_cache(maxsize=32)
 def shapes(model: Any) -> Variables:
-    """{"params", "batch_stats"} of a network as ShapeDtypeStructs; nothing is computed.
-
-    A network that takes anything but one image [B,H,W,3] has a method `example()` that gives its arguments as ShapeDtypeStructs.
-    """
-    if hasattr(model, "example"):
-        arguments, named = model.example(), {}
-    else:
-        arguments, named = (jax.ShapeDtypeStruct((1, *_PROBE, 3), jnp.float32),), {"train": False}
-    variables = jax.eval_shape(lambda key, *arguments: model.init(key, *arguments, **named), jax.random.key(0), *arguments)
+    """{"params", "batch_stats"} of a network as ShapeDtypeStructs (`nets.initial`); nothing is computed."""
+    variables = initial_of.shapes(model)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -137,7 +130,7 @@ def drawn(stage: build.Stage, parts: Collection[str] | None = None) -> Variables
     wanted = set(like if parts is None else parts)
 
     def draw(key):
-        found = stage.model.init(key, jnp.zeros((1, *_PROBE, 3)), train=False)
+        found = initial_of.initial(stage.model, key)
         return {path: leaf for path, leaf in safetensors_io.flatten(found).items() if path in wanted}
 
     found = jax.device_get(jax.jit(draw)(jax.random.key(stage.seed)))
