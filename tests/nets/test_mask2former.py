@@ -18,7 +18,7 @@ from segjax.verbs.variables import classifier_axes, shapes
 from segjax.weights import safetensors_io
 
 HEAD: dict = dict(channels=32, mask_channels=8, decoder_channels=8, heads=2, encoder_hidden=8, decoder_hidden=8, queries=3)
-SMALL: dict = dict(num_classes=2, encoder_layers=1, decoder_layers=1, **HEAD)
+SMALL: dict = dict(num_classes=2, encoder_layers=1, decoder_layers=1, points=1, **HEAD)
 TINY = {
     "swin": dict(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 2), window=3),
     "resnet": dict(depth=(1, 1, 1, 1), width=4),
