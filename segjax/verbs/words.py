@@ -12,9 +12,7 @@ import numpy as np
 
 from segjax.errors import ConfigError
 from segjax.generation import tokens
-from segjax.nets.mask2former import with_words
 from segjax.verbs import build, networks, variables, zero_shot
-from segjax.verbs.embedder import Embedder
 from segjax.weights import safetensors_io, sources
 
 _AT_ONCE = 128
@@ -49,6 +47,9 @@ def put(stage: build.Stage, found: variables.Variables | None, *, anew: bool) ->
 
 
 def _with_words(stage: build.Stage, found: variables.Variables | None, spec: Any, where: str) -> variables.Variables:
+    from segjax.nets.mask2former import with_words  # both bring networks that no other stage needs, a tenth of the time of a start
+    from segjax.verbs.embedder import Embedder
+
     network = networks.load(spec["clip"])
     embedder = Embedder(network, batch_size=_AT_ONCE, tokenizer=_tokenizer(spec), name=spec["clip"])
     vectors = zero_shot.vectors(*_texts(stage, spec), embedder.texts)
