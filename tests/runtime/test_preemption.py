@@ -6,23 +6,22 @@ import sys
 import threading
 import time
 
+import processes
 import pytest
+import toy
 
 from segjax.errors import ConfigError
+from segjax.runtime import loop
+from segjax.runtime import mesh as meshes
 from segjax.runtime import workdir as workdirs
 from segjax.runtime.preemption import Preemption
 
-TOY = pathlib.Path(__file__).with_name("toy.py")
+TOY = pathlib.Path(toy.__file__)
 
 
 def start(workdir, *flags):
-    environment = os.environ | {
-        "PYTHONPATH": str(TOY.parents[2]),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = processes.environment(workdir.parent / "cache", devices=2) | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # as in this process
     command = [sys.executable, str(TOY), str(workdir), *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -35,18 +34,16 @@ def until(condition, process, seconds=90):
         time.sleep(0.005)
 
 
-def digest(output):
-    return output.split("digest ")[1].split()[0]
-
-
 def test_killed_and_stopped_runs_equal_the_unbroken_one(tmp_path):
-    """kill -9 inside a save, steps after the last whole one, then SIGTERM and SIGINT: the third start ends with the unbroken run's bits."""
+    """kill -9 inside a save, steps after the last whole one, then SIGTERM and SIGINT: the third start ends with the unbroken run's bits.
+
+    The unbroken one is in this process, over as many devices.
+    """
     broken = tmp_path / "broken"
     rows = lambda: len((broken / "metrics.jsonl").read_text().splitlines()) if (broken / "metrics.jsonl").exists() else 0
     saved = lambda: sorted(p.name for p in (broken / "checkpoints").iterdir()) if (broken / "checkpoints").is_dir() else []
     begun = lambda: [name for name in saved() if name.endswith(".tmp") and (broken / "checkpoints" / name / "state").exists()]
 
-    whole = start(tmp_path / "whole")
     one = start(broken, "--pause=0.2", "--slow-save=1.5")
     until(lambda: "4" in saved() and begun() and rows() >= 5, one)
     one.kill()
@@ -67,7 +64,9 @@ def test_killed_and_stopped_runs_equal_the_unbroken_one(tmp_path):
     three = start(broken)
     text, errors = three.communicate(timeout=60)
     assert three.returncode == 0, errors
-    assert digest(text) == digest(whole.communicate(timeout=60)[0])
+    how = {"mesh": meshes.make_mesh(2), "checkpoint_every": 20, "log_every": 1}
+    whole = loop.train(toy.make(), batches=toy.batches, steps=20, workdir=tmp_path / "whole", **how)
+    assert text.split("digest ")[1].split()[0] == toy.digest(whole)
     assert rows() == 20
 
 

@@ -48,15 +48,15 @@ CONFIG = """
     def get_config():
         config = base.run("many", steps=10, batch_size=4)
         config.log_every, config.checkpoint_every, config.mesh.data = 1, 2, 4
-        scenes = {"make": base.STREET_SCENES, "size": (32, 64), "length": 8, "split": "train"}
+        scenes = {"make": base.STREET_SCENES, "size": (32, 32), "length": 8, "split": "train"}
         day, dusk = {**scenes, "look": "day"}, {**scenes, "look": "dusk"}
         shared = {
             "model": {"make": "many_net:Tiny", "num_classes": 19, "dtype": "float32"},
             "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "schedule": "poly", "power": 0.9},
             "evaluate": {"dusk": {**dusk, "length": 4, "split": "val"}},
         }
-        crops = {"source": {**day, "cache": True}, "target": {**dusk, "cache": True}, "crop": (32, 64)}
-        base.add_stage(config, "fda", method=base.fda(betas=(0.05, 0.1), jitter=0.1), data=crops, **shared)
+        crops = {"source": {**day, "cache": True}, "target": {**dusk, "cache": True}, "crop": (32, 32)}
+        base.add_stage(config, "fda", method=base.fda(betas=(0.05, 0.1)), data=crops, **shared)
         contrast = base.fda_contrastive(samples=64, contrast_weight=0.5, ema_decay=0.9)
         base.add_stage(config, "contrast", method=contrast, data={**crops, "target_labels": True}, **shared)
         return config
