@@ -31,7 +31,7 @@ def make(**options):
 
 
 KINDS = {
-    "late": dict(samples=50, contrast_start=1, target_ce_weight=2.0, target_ce_start=1),
+    "late": dict(samples=50, contrast_start=1, target_ce_weight=2.0, target_ce_start=1, jitter=0.3),
     "target": dict(samples=50, statistics="target"),
     "everything": CONTRASTIVE,
 }
