@@ -26,7 +26,9 @@ SYSTEM = """
     import clouds
     from ml_collections import ConfigDict
 
-    HEAD = dict(channels=32, mask_channels=8, decoder_channels=8, heads=2, encoder_layers=1, encoder_hidden=8, decoder_hidden=8)
+    HEAD = dict(channels=32, mask_channels=8, decoder_channels=32, heads=2, encoder_layers=1, encoder_hidden=8, decoder_hidden=8)
+    HEAD.update(decoder_layers=0, queries=20, points=1, fpn_levels=0, embed_dim=20)
+    SGD = dict(name="sgd", lr=1e-2, weight_decay=0.0, clip_norm=None)  # AdamW: four times the operations
 
 
     def get_config():
@@ -41,12 +43,12 @@ SYSTEM = """
             stages.images.update({"steps": 2, "sampler": "ddpm", "devices": 1})
             scenes = {"make": base.STREET_SCENES, "size": (48, 64), "split": "train", "length": 4, "look": "day"}
             for stage in (stages.warmup, stages.joint):
-                stage.model.update({**TOWER, **HEAD, "decoder_layers": 0, "queries": 20, "embed_dim": 20})
-                stage.method.update({"points": 64})
+                stage.model.update({**TOWER, **HEAD})
+                stage.method.update({"points": 64, "jitter": ()})  # generated images have one
                 stage.data.update({"crop": (32, 32), "workers": 0})
                 stage.data.source = ConfigDict(scenes)
                 stage.evaluate = ConfigDict({})
-                stage.optimizer.lr = 1e-3
+                stage.optimizer.update(SGD)
             stages.joint.evaluate.dusk = {**scenes, "look": "dusk", "split": "val", "length": 2}
             stages.joint.batch_size, stages.joint.data.target_batch_size = 2, 1
             stages.joint.data.target.resize = (32, 32)
