@@ -42,7 +42,7 @@ SYSTEM = """
         scenes = {"make": base.STREET_SCENES, "size": (32, 64), "split": "train"}
         source, target = {**scenes, "look": "day", "length": 4}, {**scenes, "look": "dusk", "length": 5}
         data = {"source": source, "target": {**target, "labelled": False}, "crop": (32, 64)}
-        shared = {"model": MODEL, "optimizer": {"name": "adam", "lr": 1e-2}}
+        shared = {"model": MODEL, "optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.0}}
         scored = {"evaluate": {"dusk": {**scenes, "look": "dusk", "split": "val", "length": 2}}}
         base.add_stage(config, "one", method=base.fda(betas=(), greyscale=True), data=data, evaluate={}, **shared)
         base.add_stage(config, "two", method=base.source_only(), data=data, **scored, **shared)
