@@ -32,9 +32,8 @@ def cosine_logits(x: Array, text: Array, scale: Array, synonyms: Sequence[int]) 
     x = x.astype(jnp.float32)
     x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     every = jnp.minimum(jnp.exp(scale), LARGEST_SCALE) * jnp.matmul(x, text.T, precision=lax.Precision.HIGHEST)
-    classes = np.arange(len(synonyms) + 1)
-    own = classes[:, None] == np.repeat(classes, (*synonyms, 1))
-    return jnp.where(own, every[..., None, :], -jnp.inf).max(-1)  # one operation, where a slice a class would be many to compile
+    ends = np.cumsum([*synonyms, 1])
+    return jnp.stack([every[..., end - count : end].max(-1) for end, count in zip(ends, (*synonyms, 1), strict=True)], -1)
 
 
 def geometric_ensemble(
