@@ -52,7 +52,8 @@ SYSTEM = """
         scored = {"dusk": {**scenes, "look": "dusk", "split": "val", "length": 2}}
         data = {"source": source, "target": target, "crop": (8, 8)}
         parts = {"model": MODEL, "optimizer": SGD, "data": data, "evaluate": scored}
-        base.add_stage(config, "adapt", method={"make": base.ADABN}, **parts)  # it reads the target
+        host = {"make": "segjax.methods.dacs:make", "threshold": 0.1}
+        base.add_stage(config, "adapt", method=host, **parts, steps=4, checkpoint_every=2, log_every=1)
         return config
 """
 PLACES = ("01-personalize", "02-generate", "03-adapt")
