@@ -205,8 +205,9 @@ def main() -> None:
     }
     print(json.dumps(row, indent=1))
     args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(row) + "\n")
-    print(f"wrote {args.out}")
+    with open(args.out, "a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"{args.out}: one row more")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Fresh variables of a network, traced once: its shapes, the parts that a file lacks and a run's first state all come from that trace."""
+"""Fresh variables of a network, traced once: its shapes, the parts that a file lacks and the first state of CLOUDS' stages (the other
+methods draw theirs at a batch's own size) come from that trace."""
 
 import functools
 from typing import Any

@@ -20,9 +20,6 @@ PARTS = (1 / 32, 1 / 8, 17 / 32, 1)
 """Runs that the arrays hold, as parts of the pixels. Label maps of streets have some 2 % as many runs as pixels, noise over 50 %."""
 _TURNED = 1
 """The place in PARTS of the arrays for turned labels."""
-FEW = 4096
-"""Pixels of an image so small that arrays for all of them serve: the other sizes save a millisecond or two a step and take seconds to
-compile (eight images of 64x64 on a CPU: 2.0 ms for 0.5, compiled in 1.2 s for 4.3)."""
 
 
 def components(label: Array) -> Array:
@@ -32,8 +29,6 @@ def components(label: Array) -> Array:
     each label's mask, which numbers components in the order of these first pixels.
     """
     pixels = label.shape[1] * label.shape[2]
-    if pixels <= FEW:
-        return _by_runs(pixels, label)
     sizes = [int(-(-pixels * part // 1)) for part in PARTS]
     along, across = (_run_count(label, axis) for axis in (2, 1))
     needed = sum((along > size).astype(jnp.int32) for size in sizes[:-1])

@@ -27,10 +27,11 @@ def begin(args: argparse.Namespace | None = None, *, image_by_image: bool = Fals
     Many processes: `cluster.find` tells which they are and `meeting.join` brings them together. ConfigError, alike in all of them, when
     they do not run the same sources, packages, command and config (`args.config`), or have different numbers of devices.
     """
-    if not jax.distributed.is_initialized() and (found := cluster.find(_environment(args))) is not None:
-        meeting.join(found, lambda: peers.agree(_facts(args)))
-    elif image_by_image:
-        cpu_devices.share_cores()
+    if not jax.distributed.is_initialized():
+        if (found := cluster.find(_environment(args))) is not None:
+            meeting.join(found, lambda: peers.agree(_facts(args)))
+        elif image_by_image:
+            cpu_devices.share_cores()
     compile.enable_cache()
 
 
