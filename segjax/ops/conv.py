@@ -1,9 +1,9 @@
 """The convolution primitives of the whole package, each in the form its platform runs well.
 
 XLA reverses between platforms, so the form is chosen at lowering by `jax.lax.platform_dependent`. On CPU the gradient of a
-`lax` convolution inside a loop is not canonicalised and runs 10-18x slower, and a 1x1 convolution is best as a product; on
-CUDA and TPU `lax`'s own gradient is kept. All kernels are HWIO, all images NHWC, all paddings those of torch (symmetric,
-`dilation * (k - 1) / 2` by default). The gradients of the CPU are in conv_gradients.py.
+`lax` convolution inside a loop is not canonicalised and runs 10-18x slower, and a 1x1 convolution is best as a product; its gradients
+are in conv_gradients.py. On TPU a convolution of stride 1 takes an image's columns for its batch (conv_columns.py). On CUDA `lax`'s own
+forms are kept. All kernels are HWIO, all images NHWC, all paddings those of torch (symmetric, `dilation * (k - 1) / 2` by default).
 """
 
 from functools import partial
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from segjax.ops.conv_columns import columns_conv, columns_gradients
 from segjax.ops.conv_gradients import Padding, gradients, lax_conv
 from segjax.typing import Array
 
@@ -45,9 +46,20 @@ def product(x: Array, kernel: Array) -> Array:
 
 def _product_bwd(saved, dy):
     x, kernel = saved
-    left, right = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dk = left.T @ right if left.shape[1] <= right.shape[1] else (right.T @ left).T
+    dk = lax.platform_dependent(x, dy, tpu=_sum_of_products, default=_product_of_rows)
     return dy @ kernel.T, dk.astype(kernel.dtype)
+
+
+def _sum_of_products(x, dy):
+    """As one contraction over all dimensions but the last: an image whose width is no multiple of 8 is copied to become rows on a TPU."""
+    most = tuple(range(x.ndim - 1))
+    over = lambda left, right: lax.dot_general(left, right, ((most, most), ((), ())))
+    return over(x, dy) if x.shape[-1] <= dy.shape[-1] else over(dy, x).T
+
+
+def _product_of_rows(x, dy):
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return x.T @ dy if x.shape[1] <= dy.shape[1] else (dy.T @ x).T
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_bwd)
@@ -65,11 +77,14 @@ def _patches(x: Array, size: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, stride, dilation, padding):
-    return lax_conv(x, kernel, stride, dilation, padding)
+    whole = partial(lax_conv, stride=stride, dilation=dilation, padding=padding)
+    if stride > 1:
+        return whole(x, kernel)
+    return lax.platform_dependent(x, kernel, tpu=partial(columns_conv, dilation=dilation, padding=padding), default=whole)
 
 
 def _conv_fwd(x, kernel, stride, dilation, padding):
-    return lax_conv(x, kernel, stride, dilation, padding), (x, kernel)
+    return _conv(x, kernel, stride, dilation, padding), (x, kernel)
 
 
 def _conv_bwd(stride, dilation, padding, saved, dy):
@@ -77,7 +92,8 @@ def _conv_bwd(stride, dilation, padding, saved, dy):
         return jax.vjp(lambda a, b: lax_conv(a, b, stride, dilation, padding), x, kernel)[1](dy)
 
     products = partial(gradients, stride=stride, dilation=dilation, padding=padding)
-    return lax.platform_dependent(*saved, dy, cpu=products, default=reference)
+    columns = partial(columns_gradients, dilation=dilation, padding=padding) if stride == 1 else reference
+    return lax.platform_dependent(*saved, dy, cpu=products, tpu=columns, default=reference)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)

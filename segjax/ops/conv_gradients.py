@@ -26,7 +26,8 @@ def gradients(x: Array, kernel: Array, dy: Array, *, stride: int, dilation: int,
     kh, kw = kernel.shape[:2]
     if stride > 1 and dilation == 1 and _blocks(kh, stride) * _blocks(kw, stride) * stride**2 <= _WASTE * kh * kw:
         return _gradients_of_blocks(x, kernel, dy, stride, padding)
-    dx = (_input_gradient if stride == 1 else _strided_input_gradient)(x, kernel, dy, stride, dilation, padding)
+    one = stride == 1
+    dx = _input_gradient(kernel, dy, dilation, padding) if one else _strided_input_gradient(x, kernel, dy, stride, dilation, padding)
     return dx, _kernel_gradient(x, kernel, dy, stride, dilation, padding)
 
 
@@ -41,7 +42,7 @@ def _gradients_of_blocks(x, kernel, dy, stride, padding):
     x, to_pixels = jax.vjp(lambda x: _block_image(x, stride, (rows, columns), padding), x)
     kernel, to_taps = jax.vjp(lambda kernel: _block_kernel(kernel, stride), kernel)
     none = ((0, 0), (0, 0))
-    return *to_pixels(_input_gradient(x, kernel, dy, 1, 1, none)), *to_taps(_kernel_gradient(x, kernel, dy, 1, 1, none))
+    return *to_pixels(_input_gradient(kernel, dy, 1, none)), *to_taps(_kernel_gradient(x, kernel, dy, 1, 1, none))
 
 
 def _block_image(x, stride, blocks, padding):
@@ -60,12 +61,17 @@ def _block_kernel(kernel, stride):
     return kernel.reshape(rows, stride, columns, stride, i, o).transpose(0, 2, 1, 3, 4, 5).reshape(rows, columns, -1, o)
 
 
-def _input_gradient(x, kernel, dy, stride, dilation, padding):
+def transposed(kernel: Array, dilation: int, padding: Padding) -> tuple[Array, Padding]:
+    """The kernel [kh,kw,O,I] and the padding of the stride-1 convolution that takes dy back to d loss / d x."""
+    back = lambda size, sides: tuple(dilation * (size - 1) - side for side in sides)
+    kh, kw = kernel.shape[:2]
+    return kernel[::-1, ::-1].transpose(0, 1, 3, 2), (back(kh, padding[0]), back(kw, padding[1]))
+
+
+def _input_gradient(kernel, dy, dilation, padding):
     """d loss / d x of stride 1: the convolution with the flipped kernel."""
-    (top, bottom), (left, right) = padding
-    reach = dilation * (kernel.shape[0] - 1), dilation * (kernel.shape[1] - 1)
-    back = ((reach[0] - top, reach[0] - bottom), (reach[1] - left, reach[1] - right))
-    return lax_conv(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2), 1, dilation, back)
+    flipped, back = transposed(kernel, dilation, padding)
+    return lax_conv(dy, flipped, 1, dilation, back)
 
 
 def _strided_input_gradient(x, kernel, dy, stride, dilation, padding):

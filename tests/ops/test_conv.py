@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from segjax.ops import conv
 from segjax.ops.conv import atrous_sum, conv2d, conv_transpose2d, same_padding
+from segjax.ops.conv_columns import columns_conv, columns_gradients
 
 
 def reference(x, kernel, stride, dilation, padding):
@@ -56,6 +58,61 @@ def test_values_and_gradients_are_those_of_lax(kernel_size, stride, dilation, pa
 
     for mine, other, atol in zip(*both(x, kernel, dy), (1e-4, 3e-4, 3e-4), strict=True):
         np.testing.assert_allclose(mine, other, atol=atol)
+
+
+COLUMNS = [
+    ((3, 3), 1, ((1, 1), (1, 1))),
+    ((3, 3), 16, ((16, 16), (16, 16))),
+    ((5, 1), 2, ((4, 4), (0, 0))),
+    ((1, 5), 1, ((0, 0), (2, 2))),
+    ((3, 2), 2, ((2, 1), (0, 3))),
+    ((4, 3), 1, ((0, 0), (5, 0))),
+]
+
+
+@pytest.mark.parametrize("kernel_size, dilation, padding", COLUMNS)
+def test_columns_as_the_batch_are_the_same_convolution(kernel_size, dilation, padding):
+    """The form for TPUs, which no platform of the tests would choose."""
+    x, kernel = draw(2, 12, 17, 5), draw(*kernel_size, 5, 4)
+    plain = lambda a, b: reference(a, b, 1, dilation, padding)
+    dy = draw(*jax.eval_shape(plain, x, kernel).shape, seed=1)
+
+    @jax.jit
+    def both(x, kernel, dy):
+        value, vjp = jax.vjp(plain, x, kernel)
+        mine = columns_conv(x, kernel, dilation, padding), *columns_gradients(x, kernel, dy, dilation=dilation, padding=padding)
+        return mine, (value, *vjp(dy))
+
+    for mine, other, atol in zip(*both(x, kernel, dy), (1e-4, 3e-4, 3e-4), strict=True):
+        np.testing.assert_allclose(mine, other, atol=atol)
+
+
+def test_columns_add_their_taps_in_float32():
+    x, kernel = (jnp.asarray(draw(*shape), jnp.bfloat16) for shape in ((1, 6, 9, 64), (3, 3, 64, 4)))
+    exact = reference(x.astype(jnp.float32), kernel.astype(jnp.float32), 1, 1, None)
+    value = columns_conv(x, kernel, 1, ((1, 1), (1, 1)))
+    assert value.dtype == jnp.bfloat16 and float((value == exact.astype(jnp.bfloat16)).mean()) > 0.99
+
+
+def test_a_tpu_is_given_its_own_forms():
+    """Lowered for a TPU: a convolution for each tap of a row, three passes; products over images that stay images."""
+
+    def loss(x, kernel, last):
+        return conv2d(conv2d(x, kernel), last).sum()
+
+    x, kernel, last = draw(2, 12, 17, 8), draw(3, 3, 8, 6), draw(1, 1, 6, 4)
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, kernel, last)
+    tpu, cpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cpu"))
+    assert tpu.count("stablehlo.convolution") == 9 and cpu.count("stablehlo.convolution") == 2
+    assert "contracting_dims = [0, 1, 2] x [0, 1, 2]" in tpu and "contracting_dims = [0, 1, 2] x [0, 1, 2]" not in cpu
+
+
+@pytest.mark.parametrize("columns", [2, 9])
+def test_the_kernel_gradient_of_a_product_in_both_forms(columns):
+    x, dy = draw(2, 3, 5, 4), draw(2, 3, 5, columns, seed=1)
+    expected = x.reshape(-1, 4).T @ dy.reshape(-1, columns)
+    for form in (conv._sum_of_products, conv._product_of_rows):
+        np.testing.assert_allclose(form(x, dy), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (2, 31, 22), (1, 9, 40)])
