@@ -155,15 +155,22 @@ class _Counter:
     def operand(self, number: int, name: str, body: dict[str, Instruction], inside: dict[str, Instruction]) -> float:
         """Bytes of an operand that are read: of one that a fusion only slices or updates in place, what it slices."""
         whole = sum(_bytes(tensor) for tensor in body[name].outputs) if name in body else 0.0
+        return self.sliced(number, inside, whole)
+
+    def sliced(self, number: int, inside: dict[str, Instruction], whole: float) -> float:
+        """Bytes that a fused computation reads of its argument `number`, of `whole` bytes; the fusions within it are looked into."""
         parameter = next((one.name for one in inside.values() if one.opcode == "parameter" and one.arguments == str(number)), None)
         users = [one for one in inside.values() if parameter in one.operands] if parameter else []
-        sliced = 0.0
+        total = 0.0
         for user in users:
             if user.opcode in ("dynamic-slice", "slice"):
-                sliced += sum(tensor.bytes for tensor in user.outputs)
+                total += sum(tensor.bytes for tensor in user.outputs)
+            elif user.opcode == "fusion" and "calls" in user.called:
+                within = self.program.computations.get(user.called["calls"][0], {})
+                total += sum(self.sliced(place, within, whole) for place, name in enumerate(user.operands) if name == parameter)
             elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter):
                 return whole
-        return min(whole, sliced) if users else whole
+        return min(whole, total) if users and whole else whole
 
 
 def _bytes(tensor: Tensor) -> int:
