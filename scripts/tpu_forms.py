@@ -4,24 +4,45 @@
     python scripts/tpu_forms.py --topology=v5e:2x2 --out=scripts/results/tpu-forms.jsonl
 
 Stems: a strided convolution over three channels, plain and as space-to-depth with a convolution of stride 1. Depthwise convolutions:
-grouped, and as shifted multiply-adds. Estimates rank forms, they are no times (docs/throughput.md).
+grouped, and as shifted multiply-adds. Dense ones of stride 1: plain, and with columns for a batch; four of them in a scan, forward and
+backward, since alone they would pay for the layouts of arguments. Estimates rank forms, they are no times (docs/throughput.md).
 """
 
 import argparse
 import functools
 import json
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax.ops import depthwise
+from segjax.ops import conv_columns, depthwise
+from segjax.ops.conv import same_padding
 from segjax.ops.conv_gradients import lax_conv
 from segjax.runtime import hlo, hlo_text, topology
 
 STEMS = {"ResNet": (7, 2, 3, 64), "MiT": (7, 4, 3, 64)}  # kernel, stride, padding, channels
+DENSE = {  # name -> map, kernel, dilation
+    "DeepLabV2, layer1": ((2, 129, 257, 64), (3, 3), 1),
+    "DeepLabV2, layer3": ((2, 65, 129, 256), (3, 3), 2),
+    "the same, 8 images": ((8, 65, 129, 256), (3, 3), 2),
+    "the same, 32 images": ((32, 65, 129, 256), (3, 3), 2),
+    "DeepLabV2, layer4": ((2, 65, 129, 512), (3, 3), 4),
+    "VGG16, block 1": ((2, 512, 1024, 64), (3, 3), 1),
+    "ENet, dilated": ((2, 64, 128, 32), (3, 3), 8),
+    "ENet, one row": ((2, 64, 128, 32), (1, 5), 1),
+    "ENet, one column": ((2, 64, 128, 32), (5, 1), 1),
+    "DAFormer's head": ((2, 128, 128, 256), (3, 3), 6),
+    "pixel decoder": ((2, 192, 192, 256), (3, 3), 1),
+    "SAM's neck": ((1, 64, 64, 256), (3, 3), 1),
+    "UNet, 64 x 64": ((1, 64, 64, 320), (3, 3), 1),
+    "UNet, 8 x 8": ((1, 8, 8, 1280), (3, 3), 1),
+    "VAE, 512 x 512": ((1, 512, 512, 128), (3, 3), 1),
+}
+DEPTH = 4
 DEPTHWISE = {3: (2, 64, 64, 1280), 7: (2, 64, 64, 384)}  # kernel -> map: MiT-B5's third stage, ConvNeXt's first
 
 
@@ -54,24 +75,66 @@ def cases():
             yield f"depthwise {k}x{k}", form, functools.partial(call, **own), (shape, (k, k, 1, shape[-1]))
 
 
+def dense():
+    """(name, form, gradient of a scan of convolutions, their shapes)."""
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+    def columns(x, kernel, dilation, padding):
+        return conv_columns.columns_conv(x, kernel, dilation, padding)
+
+    backward = lambda dilation, padding, saved, dy: conv_columns.columns_gradients(*saved, dy, dilation=dilation, padding=padding)
+    columns.defvjp(lambda x, kernel, dilation, padding: (columns(x, kernel, dilation, padding), (x, kernel)), backward)
+    plain = lambda x, kernel, dilation, padding: lax_conv(x, kernel, 1, dilation, padding)
+    for name, (shape, size, dilation) in DENSE.items():
+        padding = same_padding(size, dilation)
+        for form, call in (("plain", plain), ("columns", columns)):
+
+            def loss(x, kernels, call=call, dilation=dilation, padding=padding):
+                y, _ = lax.scan(lambda x, kernel: (jax.nn.relu(call(x, kernel, dilation, padding)), None), x, kernels)
+                return jnp.square(y.astype(jnp.float32)).mean()
+
+            yield name, form, jax.grad(loss, argnums=(0, 1)), (shape, (DEPTH, *size, shape[-1], shape[-1]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--only", help="cases whose name holds this text")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     mesh = Mesh(topology.devices(args.topology)[:1], ("one",))
     placed = lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
-    for name, form, call, shapes in cases():
+    chosen = lambda given: (case for case in given if not args.only or args.only in case[0])
+    for name, form, call, shapes in chosen(cases()):
         x, kernel = map(placed, shapes)
         y = placed(jax.eval_shape(call, x, kernel).shape)
         gradient = lambda x, kernel, dy, f=call: jax.vjp(lambda w: f(x, w), kernel)[1](dy)
         for what, run, given in (("forward", call, (x, kernel)), ("kernel's gradient", gradient, (x, kernel, y))):
-            totals = hlo.count(hlo_text.parse(jax.jit(run).lower(*given).compile().as_text() or ""))
-            row = {"case": name, "of": what, "form": form, "topology": args.topology, "cycles": totals.cycles, "bytes": totals.bytes}
-            print(f"{name:24} {what:18} {form:15} {totals.cycles / 1e3:8,.0f} thousand cycles {totals.bytes / 1e6:6,.0f} MB", flush=True)
-            if args.out:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+            tell(args, name, what, form, run, given)
+    for name, form, call, shapes in chosen(dense()):
+        tell(args, name, "a layer, forward and backward", form, call, tuple(map(placed, shapes)), DEPTH)
+
+
+def tell(args, case, what, form, run, given, layers=1) -> None:
+    """Compiles, prints and appends one row; cycles and bytes by layer, processor seconds of the whole compilation."""
+    start = time.process_time()
+    compiled = jax.jit(run).lower(*given).compile()
+    seconds = time.process_time() - start
+    totals = hlo.count(hlo_text.parse(compiled.as_text() or ""))
+    cycles, moved = totals.cycles / layers, totals.bytes / layers
+    row = {
+        "case": case,
+        "of": what,
+        "form": form,
+        "topology": args.topology,
+        "cycles": cycles,
+        "bytes": moved,
+        "compile_cpu_seconds": seconds,
+    }
+    print(f"{case:24} {what:30} {form:15} {cycles / 1e3:8,.0f} thousand cycles {moved / 1e6:6,.0f} MB {seconds:5.1f} CPU-s", flush=True)
+    if args.out:
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 XLA reverses between platforms, so the form is chosen at lowering by `jax.lax.platform_dependent`. On CPU the gradient of a
 `lax` convolution inside a loop is not canonicalised and runs 10-18x slower, and a 1x1 convolution is best as a product; its gradients
-are in conv_gradients.py. On TPU a convolution of stride 1 takes an image's columns for its batch (conv_columns.py). On CUDA `lax`'s own
-forms are kept. All kernels are HWIO, all images NHWC, all paddings those of torch (symmetric, `dilation * (k - 1) / 2` by default).
+are in conv_gradients.py. On TPU a convolution of stride 1 over few images takes their columns for its batch (conv_columns.py). On CUDA
+`lax`'s own forms are kept. All kernels are HWIO, all images NHWC, all paddings those of torch: symmetric, `dilation * (k - 1) / 2` by
+default.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segjax.ops.conv_columns import columns_conv, columns_gradients
+from segjax.ops.conv_columns import columns_conv, columns_gradients, serves
 from segjax.ops.conv_gradients import Padding, gradients, lax_conv
 from segjax.typing import Array
 
@@ -78,7 +79,7 @@ def _patches(x: Array, size: int) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, stride, dilation, padding):
     whole = partial(lax_conv, stride=stride, dilation=dilation, padding=padding)
-    if stride > 1:
+    if stride > 1 or not serves(x):
         return whole(x, kernel)
     return lax.platform_dependent(x, kernel, tpu=partial(columns_conv, dilation=dilation, padding=padding), default=whole)
 
@@ -92,7 +93,7 @@ def _conv_bwd(stride, dilation, padding, saved, dy):
         return jax.vjp(lambda a, b: lax_conv(a, b, stride, dilation, padding), x, kernel)[1](dy)
 
     products = partial(gradients, stride=stride, dilation=dilation, padding=padding)
-    columns = partial(columns_gradients, dilation=dilation, padding=padding) if stride == 1 else reference
+    columns = partial(columns_gradients, dilation=dilation, padding=padding) if stride == 1 and serves(saved[0]) else reference
     return lax.platform_dependent(*saved, dy, cpu=products, tpu=columns, default=reference)
 
 

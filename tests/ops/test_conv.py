@@ -95,15 +95,19 @@ def test_columns_add_their_taps_in_float32():
 
 
 def test_a_tpu_is_given_its_own_forms():
-    """Lowered for a TPU: a convolution for each tap of a row, three passes; products over images that stay images."""
+    """Lowered for a TPU: a convolution for each tap of a row, forward and back; products over images that stay images."""
 
     def loss(x, kernel, last):
         return conv2d(conv2d(x, kernel), last).sum()
 
-    x, kernel, last = draw(2, 12, 17, 8), draw(3, 3, 8, 6), draw(1, 1, 6, 4)
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, kernel, last)
-    tpu, cpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cpu"))
-    assert tpu.count("stablehlo.convolution") == 9 and cpu.count("stablehlo.convolution") == 2
+    def lowered(platform, *shape):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(draw(*shape), draw(3, 3, 8, 6), draw(1, 1, 6, 4))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    tpu, cpu = lowered("tpu", 2, 12, 24, 8), lowered("cpu", 2, 12, 24, 8)
+    assert tpu.count("stablehlo.convolution") == 3 + 3 + 1 and cpu.count("stablehlo.convolution") == 2
+    for shape in ((8, 12, 24, 8), (2, 12, 23, 8)):  # images enough for a batch; too few columns
+        assert lowered("tpu", *shape).count("stablehlo.convolution") == 3
     assert "contracting_dims = [0, 1, 2] x [0, 1, 2]" in tpu and "contracting_dims = [0, 1, 2] x [0, 1, 2]" not in cpu
 
 
