@@ -92,7 +92,7 @@ def make(
                 total += jnp.mean((pair[:, 0] - 1) ** 2) + jnp.mean(pair[:, 1] ** 2)
         return jnp.asarray(total)
 
-    def parts(images: dict[str, Array], judges: Any, edges: Array, frozen: Frozen) -> Metrics:
+    def parts(images: dict[str, Array], judges: Any, edges: Array, vgg: Any) -> Metrics:
         """The weighted terms of the translators' loss."""
         adversarial = sum(
             jnp.mean((found - 1) ** 2)
@@ -106,8 +106,7 @@ def make(
             "loss/self": self_weight * (difference("source_again", "source") + difference("target_again", "target")),
             "loss/edge": edge_weight * jnp.mean(edges * jnp.abs(images["source_to_target"] - images["source"])),
         }
-        if perceptual_weight:
-            vgg = _perceptual(frozen, model.dtype)
+        if vgg is not None:
             pairs = (("source_to_target", "source"), ("target_to_source", "target"))
             found["loss/perceptual"] = perceptual_weight * sum(vgg(images[made], images[content]) for made, content in pairs)
         return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
@@ -116,6 +115,7 @@ def make(
         source, target = to_float(batch["source_image"]), target_image(batch)
         if source.shape[0] != target.shape[0]:
             raise ConfigError(f"{source.shape[0]} source and {target.shape[0]} target images in a batch: give one number of both")
+        vgg = _perceptual(frozen, model.dtype) if perceptual_weight else None
         edges = label_edges(batch["source_label"])[..., None]
         images, back = jax.vjp(lambda params: cycle.apply({"params": params}, source, target), state.params)
 
@@ -124,7 +124,7 @@ def make(
         judges = optax.apply_updates(state.judges, updates)
 
         def loss(images):
-            found = parts(images, judges, edges, frozen)
+            found = parts(images, judges, edges, vgg)
             return sum(found.values()), found
 
         slopes, metrics = jax.grad(loss, has_aux=True)(images)

@@ -1,4 +1,10 @@
-"""The translator's training over eight devices, against its losses written out on one; what it leaves, what it refuses."""
+"""The translator's training over eight devices, against its losses written out on one; what it leaves, what it refuses.
+
+Its kernels here are of 3x3 (of 7x7, 5x5 and 4x4 they are in tests/nets/test_translator.py and test_diga_run.py), judges have two layers:
+taps are most of a step to compile.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +15,26 @@ from test_contract import run
 
 from segjax.errors import ConfigError
 from segjax.methods import diga_translator
+from segjax.nets import translator
 from segjax.nets.perceptual import VGG19, WEIGHTS
-from segjax.nets.translator import Translator, to_image
+from segjax.nets.translator import MirrorConv, Translator, to_image
 from segjax.nets.translator_cycle import PatchDiscriminator, TranslatorCycle
 from segjax.ops.label_edges import label_edges
 from segjax.runtime import mesh as meshes
 
-RATE, VGG = 3e-3, VGG19((2, 3, 4, 4, 4))
+RATE, VGG = 1.2e-2, VGG19((2, 3, 4, 4, 4))
 SMALL = dict(model=Translator(4, 1), judge_width=4, judge_scales=2)
-# Plain steps: what they move the weights by is the gradient.
-METHOD = diga_translator.make(optimizer=optax.sgd(RATE), perceptual_weight=0.1, **SMALL)
+JUDGE = functools.partial(PatchDiscriminator, layers=2)
+
+
+@pytest.fixture(scope="module")
+def method():
+    """Plain steps: what they move the weights by is the gradient."""
+    small = lambda features, kernel_size, stride=1, padding=1, **more: MirrorConv(features, 3, stride, **more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translator, "MirrorConv", small)
+        patch.setattr(diga_translator, "PatchDiscriminator", JUDGE)
+        yield diga_translator.make(optimizer=optax.sgd(RATE), perceptual_weight=0.1, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +71,26 @@ def vgg():
 
 
 @pytest.fixture(scope="module")
-def before(batch):
-    shapes = jax.eval_shape(METHOD.init, jax.random.key(0), batch)
+def before(batch, method):
+    shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replace(key=None))
     return zeros.replace(key=jax.random.key(0), params=drawn(shapes.params), judges=drawn(shapes.judges))
 
 
 @pytest.fixture(scope="module")
-def learned(batch, vgg, before):
+def learned(batch, vgg, before, method):
     """Over eight devices: the weights that one step leaves, the state that ten leave, one dict of floats a step."""
     told = dict(mesh=meshes.make_mesh(2, 4), frozen={"vgg": {"params": vgg}})
-    one, history = run(METHOD, batch, 1, state=before, **told)
+    one, history = run(method, batch, 1, state=before, **told)
     kept = jax.device_get((one.params, one.judges))
-    ten, rest = run(METHOD, batch, 9, state=one, **told)
+    ten, rest = run(method, batch, 9, state=one, **told)
     return kept, jax.device_get(ten.replace(key=None)), history + rest
 
 
 @pytest.fixture(scope="module")
-def by_hand(batch, vgg):
+def by_hand(batch, vgg, method):
     """Of weights: every image of a cycle, what discriminators lose by them with its gradient, what new ones make of them; one program."""
-    judge = lambda params, image: PatchDiscriminator(4, scales=2).apply({"params": params}, image)
+    judge = lambda params, image: JUDGE(4, scales=2).apply({"params": params}, image)
 
     def judged(judges, images):
         total = 0.0
@@ -142,10 +158,10 @@ def test_the_translators_go_down_the_slope_of_their_terms(before, learned, by_ha
         assert (one - other) / 2e-5 == pytest.approx(size(slope), rel=0.03), half
 
 
-def test_the_cycle_closes_and_one_translator_is_kept(batch, learned, by_hand):
+def test_the_cycle_closes_and_one_translator_is_kept(batch, learned, by_hand, method):
     _, state, history = learned
     assert history[-1]["loss/cycle"] < 0.8 * history[0]["loss/cycle"] and int(state.step) == 10
-    translated = jax.jit(METHOD.predict)(state, (), batch["source_image"])
+    translated = jax.jit(method.predict)(state, (), batch["source_image"])
     images, *_ = by_hand(state.params, state.judges, state.judges)
     np.testing.assert_allclose(translated, to_image(images["source_to_target"]), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, state.ema_variables, state.variables)
@@ -163,9 +179,9 @@ def test_weights_of_a_translator_replace_one_direction(before):
             np.testing.assert_array_equal(a, b)
 
 
-def test_what_a_stage_has_to_bring(batch):
-    state = jax.eval_shape(METHOD.init, jax.random.key(0), batch)
+def test_what_a_stage_has_to_bring(batch, method):
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
     with pytest.raises(ConfigError, match="needs VGG19"):
-        jax.eval_shape(METHOD.step, state, (), batch)
+        jax.eval_shape(method.step, state, (), batch)
     with pytest.raises(ConfigError, match="8 source and 4 target"):
-        jax.eval_shape(METHOD.step, state, (), {**batch, "target_image": batch["target_image"][:4]})
+        jax.eval_shape(method.step, state, (), {**batch, "target_image": batch["target_image"][:4]})
