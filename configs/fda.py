@@ -33,7 +33,7 @@ def get_config(arg="gta_cityscapes"):
             "branches": 4,
             "normalization": "caffe",
             "dtype": "float32",
-            "remat": False,
+            "remat": "wide",
             "weights": config.get_oneway_ref("weights"),
             "classifier": "fresh",
         },

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from segjax.errors import ConfigError
 from segjax.nets.layers import replicated
 from segjax.nets.resnet import ResNet
+from segjax.nets.scan import Remat
 from segjax.nets.vgg import VGG16
 from segjax.ops.conv import atrous_sum
 from segjax.typing import Array
@@ -79,7 +80,7 @@ class DeepLabV2(nn.Module):
     vgg_widths: Sequence[int] = (64, 128, 256, 512, 512)
     vgg_fc: int = 1024
     unroll: int = 1
-    remat: bool = False
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
     align_corners: bool = True
 

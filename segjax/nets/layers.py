@@ -16,6 +16,7 @@ from flax.errors import ScopeParamShapeError
 from jax.typing import DTypeLike
 
 from segjax.ops import conv as ops
+from segjax.ops import kept
 from segjax.ops.depthwise import depthwise_conv2d
 from segjax.ops.gelu import gelu
 from segjax.ops.normalization import batch_norm, group_norm, layer_norm
@@ -74,7 +75,7 @@ class Conv(nn.Module):
         y = ops.conv2d(by_rows(x.astype(self.dtype)), kernel, stride=self.stride, dilation=self.dilation, padding=padding)
         if self.use_bias:
             y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return kept.narrow(y, x)
 
 
 class DepthwiseConv(nn.Module):
@@ -207,7 +208,7 @@ class Dense(nn.Module):
         y = ops.product(x.astype(self.dtype), replicated(kernel.astype(self.dtype)))
         if self.use_bias:
             y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return kept.narrow(y, x)
 
 
 class LayerNorm(nn.Module):

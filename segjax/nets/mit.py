@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import Conv, Dense, DepthwiseConv, DropPath, LayerNorm, gelu
-from segjax.nets.scan import scanned
+from segjax.nets.scan import Remat, scanned
 from segjax.ops.attention import attention
 from segjax.typing import Array
 
@@ -104,7 +104,7 @@ class MiTSettings(nn.Module, kw_only=True):
     block_epsilon: float = 1e-6
     patch_epsilon: float = 1e-5
     unroll: int = 1
-    remat: bool = False
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     def encoder(self, name: str = "backbone") -> "MixTransformer":

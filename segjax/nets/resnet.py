@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from segjax.errors import ConfigError
 from segjax.nets.layers import BatchNorm, Conv
-from segjax.nets.scan import scanned
+from segjax.nets.scan import Remat, scanned
 from segjax.ops.pooling import max_pool
 from segjax.typing import Array
 
@@ -50,8 +50,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Backbone over normalised images [B,H,W,3]: the list of the outputs of layer1..layer4 (strides 4, 8, 8, 8 by default).
 
-    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis). remat: of those others only what enters a
-    block is kept for the gradient, all else is computed again.
+    Params `layerN_0` (first block) and `layerN_rest` (the others, stacked on a leading axis). remat: what of those others is kept
+    for the gradient (`nets.scan.rematerialised`), all else is computed again.
     """
 
     depth: int | Sequence[int] = 101
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
     style: str = "caffe"
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     unroll: int = 1
-    remat: bool = False
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

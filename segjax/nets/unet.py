@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import Dense, GroupNorm
-from segjax.nets.scan import rematerialised, scanned
+from segjax.nets.scan import Remat, rematerialised, scanned
 from segjax.nets.unet_attention import Memory, Transformer, keys_values
 from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, runs, timestep_embedding
 from segjax.typing import Array
@@ -55,7 +55,7 @@ class _Block(nn.Module):
     resample: bool = True
     groups: int = 32
     epsilon: float = 1e-5
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
 
@@ -153,7 +153,7 @@ class UNet(nn.Module):
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     sample_size: int = 64
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
 

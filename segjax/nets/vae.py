@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from segjax.nets.layers import GroupNorm
-from segjax.nets.scan import rematerialised, scanned
+from segjax.nets.scan import Remat, rematerialised, scanned
 from segjax.nets.unet_attention import Attention
 from segjax.nets.unet_layers import Conv, Downsample, Resnet, Upsample, runs
 from segjax.typing import Array
@@ -40,7 +40,7 @@ class _Stack(nn.Module):
     layers: int
     resample: str
     groups: int
-    remat: bool
+    remat: Remat
     unroll: int
     dtype: DTypeLike
 
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
     features: int
     groups: int
     attends: bool
-    remat: bool
+    remat: Remat
     unroll: int
     dtype: DTypeLike
 
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     features: int
     groups: int
     attends: bool
-    remat: bool
+    remat: Remat
     unroll: int
     dtype: DTypeLike
 
@@ -152,7 +152,7 @@ class VAE(nn.Module):
     quant_conv: bool = True
     post_quant_conv: bool = True
     sample_size: int = 512
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
 

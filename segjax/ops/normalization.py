@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from segjax.ops import kept
 from segjax.typing import Array
 
 
@@ -46,8 +47,9 @@ def _batch_norm(x, scale, bias, epsilon, views):
 
 
 def _forward(x, scale, bias, epsilon, views):
-    mean = _means(x, views)
-    var = jnp.maximum(_means(jnp.square(x.astype(jnp.float32)), views) - jnp.square(mean), 0.0)
+    mean = kept.statistics(_means(x, views))
+    square = kept.statistics(_means(jnp.square(x.astype(jnp.float32)), views))
+    var = jnp.maximum(square - jnp.square(mean), 0.0)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
     y = (x.astype(jnp.float32) * _for_images(factor, x) + _for_images(bias - mean * factor, x)).astype(x.dtype)

@@ -41,7 +41,11 @@ def method(spec: Mapping[str, Any], networks: Networks, scheduler: Mapping[str, 
         raise ConfigError(f"{where}crop={spec['crop']}: expected a multiple of {networks.vae.stride}")
     optimizer = build.call(optim.make_optimizer, {"total_steps": spec["steps"], **spec["optimizer"]}, f"{where}optimizer")
     options = {key: spec[key] for key in ("crop", "train_text", "lora_rank", "lora_alpha", "prior_weight", "accumulate")}
-    parts = {**networks._asdict(), "unet": networks.unet.clone(remat=spec["remat"]), "schedule": noise.from_config(scheduler)}
+    parts = {
+        **networks._asdict(),
+        "unet": networks.unet.clone(remat="all" if spec["remat"] else "none"),
+        "schedule": noise.from_config(scheduler),
+    }
     return dreambooth.make(**parts, optimizer=optimizer, **options)
 
 

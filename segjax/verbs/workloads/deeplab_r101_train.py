@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from segjax.nets.deeplab import DeepLabV2
+from segjax.nets.scan import Remat
 from segjax.verbs.workloads import Workload, training
 from segjax.weights.resnet import DEEPLABV2_RESNET
 
@@ -16,10 +17,10 @@ def make(
     classes: int = 19,
     dtype: str = "",
     unroll: int = 1,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> Workload:
     """Defaults: one image of 128x256 a device in float32 on a CPU, 8 of 512x1024 in bfloat16 on an accelerator. unroll: blocks to a turn
-    of the scan; remat: a block's activations are computed again for the gradient."""
+    of the scan; remat: what of a block is computed again for the gradient (none, wide, all)."""
     dtype = dtype or training.accelerated("float32", "bfloat16")
     return training.supervised(
         DeepLabV2(classes, dtype=jnp.dtype(dtype), unroll=unroll, remat=remat),
