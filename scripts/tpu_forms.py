@@ -3,9 +3,9 @@
     pip install "segjax[tpu]"
     python scripts/tpu_forms.py --topology=v5e:2x2 --out=scripts/results/tpu-forms.jsonl
 
-Stems: a strided convolution over three channels, plain and as space-to-depth with a convolution of stride 1. Depthwise convolutions:
-grouped, and as shifted multiply-adds. Dense ones of stride 1: plain, and with columns for a batch; four of them in a scan, forward and
-backward, since alone they would pay for the layouts of arguments. Estimates rank forms, they are no times (docs/throughput.md).
+Stems: a strided convolution over three channels, plain and as space-to-depth with a convolution of stride 1. Convolutions of stride 1:
+plain, and with columns for a batch; depthwise ones grouped, and as shifts but for the kernel's gradient. Four of these in a scan, forward
+and backward, since alone they would pay for the layouts of arguments. Estimates rank forms, they are no times (docs/throughput.md).
 """
 
 import argparse
@@ -43,7 +43,12 @@ DENSE = {  # name -> map, kernel, dilation
     "VAE, 512 x 512": ((1, 512, 512, 128), (3, 3), 1),
 }
 DEPTH = 4
-DEPTHWISE = {3: (2, 64, 64, 1280), 7: (2, 64, 64, 384)}  # kernel -> map: MiT-B5's third stage, ConvNeXt's first
+DEPTHWISE = {  # name -> map, kernel
+    "MiT, stage 1": ((2, 128, 128, 256), 3),
+    "MiT, stage 3": ((2, 32, 32, 1280), 3),
+    "MiT, stage 4": ((2, 16, 16, 2048), 3),
+    "ConvNeXt, stage 1": ((2, 192, 192, 192), 7),
+}
 
 
 def space_to_depth(x, kernel, stride, padding):
@@ -62,38 +67,45 @@ def space_to_depth(x, kernel, stride, padding):
     return lax_conv(x, kernel, 1, 1, ((0, 0), (0, 0)))
 
 
-def cases():
+def stems():
     """(name, form, function of a map and a kernel, their shapes)."""
     for name, (k, stride, p, features) in STEMS.items():
         plain = functools.partial(lax_conv, stride=stride, dilation=1, padding=((p, p), (p, p)))
         moved = functools.partial(space_to_depth, stride=stride, padding=p)
         for form, call in (("plain", plain), ("space to depth", moved)):
             yield f"stem of {name}, {k}x{k} / {stride}", form, call, ((2, 512, 1024, 3), (k, k, 3, features))
-    for k, shape in DEPTHWISE.items():
-        own = dict(stride=1, dilation=1, padding=((k // 2, k // 2),) * 2)
-        for form, call in (("grouped", depthwise._grouped), ("shifted", depthwise._shifted)):
-            yield f"depthwise {k}x{k}", form, functools.partial(call, **own), (shape, (k, k, 1, shape[-1]))
 
 
-def dense():
+def layers():
     """(name, form, gradient of a scan of convolutions, their shapes)."""
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-    def columns(x, kernel, dilation, padding):
-        return conv_columns.columns_conv(x, kernel, dilation, padding)
-
-    backward = lambda dilation, padding, saved, dy: conv_columns.columns_gradients(*saved, dy, dilation=dilation, padding=padding)
-    columns.defvjp(lambda x, kernel, dilation, padding: (columns(x, kernel, dilation, padding), (x, kernel)), backward)
-    plain = lambda x, kernel, dilation, padding: lax_conv(x, kernel, 1, dilation, padding)
     for name, (shape, size, dilation) in DENSE.items():
-        padding = same_padding(size, dilation)
-        for form, call in (("plain", plain), ("columns", columns)):
+        own = dict(dilation=dilation, padding=same_padding(size, dilation))
+        columns = with_gradients(conv_columns.columns_conv, conv_columns.columns_gradients, own)
+        shapes = shape, (DEPTH, *size, shape[-1], shape[-1])
+        yield name, "plain", gradient(functools.partial(lax_conv, stride=1, **own)), shapes
+        yield name, "columns", gradient(columns), shapes
+    for name, (shape, k) in DEPTHWISE.items():
+        own = dict(stride=1, dilation=1, padding=same_padding((k, k)))
+        shifts = with_gradients(depthwise._shifted, depthwise._mixed_gradients, own)
+        shapes = shape, (DEPTH, k, k, 1, shape[-1])
+        yield f"{name}, {k}x{k}", "grouped", gradient(functools.partial(depthwise._grouped, **own)), shapes
+        yield f"{name}, {k}x{k}", "shifts", gradient(shifts), shapes
 
-            def loss(x, kernels, call=call, dilation=dilation, padding=padding):
-                y, _ = lax.scan(lambda x, kernel: (jax.nn.relu(call(x, kernel, dilation, padding)), None), x, kernels)
-                return jnp.square(y.astype(jnp.float32)).mean()
 
-            yield name, form, jax.grad(loss, argnums=(0, 1)), (shape, (DEPTH, *size, shape[-1], shape[-1]))
+def with_gradients(forward, backward, options):
+    call = jax.custom_vjp(lambda x, kernel: forward(x, kernel, **options))
+    call.defvjp(lambda *given: (call(*given), given), lambda saved, dy: backward(*saved, dy, **options))
+    return call
+
+
+def gradient(call):
+    """Of a scan of `DEPTH` convolutions, by the image and the kernels."""
+
+    def loss(x, kernels):
+        y, _ = lax.scan(lambda x, kernel: (jax.nn.relu(call(x, kernel)), None), x, kernels)
+        return jnp.square(y.astype(jnp.float32)).mean()
+
+    return jax.grad(loss, argnums=(0, 1))
 
 
 def main() -> None:
@@ -105,13 +117,13 @@ def main() -> None:
     mesh = Mesh(topology.devices(args.topology)[:1], ("one",))
     placed = lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
     chosen = lambda given: (case for case in given if not args.only or args.only in case[0])
-    for name, form, call, shapes in chosen(cases()):
+    for name, form, call, shapes in chosen(stems()):
         x, kernel = map(placed, shapes)
         y = placed(jax.eval_shape(call, x, kernel).shape)
-        gradient = lambda x, kernel, dy, f=call: jax.vjp(lambda w: f(x, w), kernel)[1](dy)
-        for what, run, given in (("forward", call, (x, kernel)), ("kernel's gradient", gradient, (x, kernel, y))):
+        backward = lambda x, kernel, dy, f=call: jax.vjp(lambda w: f(x, w), kernel)[1](dy)
+        for what, run, given in (("forward", call, (x, kernel)), ("kernel's gradient", backward, (x, kernel, y))):
             tell(args, name, what, form, run, given)
-    for name, form, call, shapes in chosen(dense()):
+    for name, form, call, shapes in chosen(layers()):
         tell(args, name, "a layer, forward and backward", form, call, tuple(map(placed, shapes)), DEPTH)
 
 

@@ -1,9 +1,9 @@
-"""Depthwise convolution in the form each platform runs well: shifted multiply-adds on CPU, `lax`'s grouped convolution elsewhere.
+"""Depthwise convolution in the form each platform runs well: multiply-adds a tap on CPU, `lax`'s grouped convolution on CUDA, both on TPU.
 
-On CPU a grouped convolution runs 13-27x slower than one multiply-add a tap. For TPU its compiler estimates more cycles for the shifts of a
-7x7 kernel, fewer for those of a 3x3 but for the kernel's gradient (`scripts/tpu_forms.py`); no TPU has run either. The form is chosen at
-lowering. On CPU the kernel's gradient walks over the rows with few partial
-sums, which stay in the cache (3x faster than a reduction a tap); all of it serves scanned layers as well.
+On CPU a grouped convolution runs 13-27x slower than one multiply-add a tap. The kernel's gradient walks over the rows there with few
+partial sums, which stay in the cache (3x faster than a reduction a tap); all of it serves scanned layers as well. For TPUs their compiler
+estimates 0.6 of the cycles for a 3x3 whose output and input gradient are shifts and whose kernel's gradient is grouped, and more for the
+shifts of a 7x7 (`scripts/tpu_forms.py`); no TPU has run either. The form is chosen at lowering.
 """
 
 from functools import partial
@@ -15,6 +15,7 @@ from jax import lax
 from segjax.ops.conv import Padding, same_padding
 from segjax.typing import Array
 
+_FEW_TAPS = 9  # up to which shifts are the better form on TPUs
 _LANES = 32  # columns of partial sums that the kernel's gradient keeps (measured on 2 cores)
 
 
@@ -60,8 +61,12 @@ def _tap(x: Array, row: int, column: int, h: int, w: int, stride: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _depthwise(x, kernel, stride, dilation, padding):
-    options = dict(stride=stride, dilation=dilation, padding=padding)
-    return lax.platform_dependent(x, kernel, cpu=partial(_shifted, **options), default=partial(_grouped, **options))
+    shifted, grouped = (partial(form, stride=stride, dilation=dilation, padding=padding) for form in (_shifted, _grouped))
+    return lax.platform_dependent(x, kernel, cpu=shifted, tpu=shifted if _shifts_on_tpu(kernel, stride) else grouped, default=grouped)
+
+
+def _shifts_on_tpu(kernel, stride):
+    return stride == 1 and kernel.shape[0] * kernel.shape[1] <= _FEW_TAPS
 
 
 def _forward(x, kernel, stride, dilation, padding):
@@ -76,10 +81,17 @@ def _backward(stride, dilation, padding, saved, dy):
         dx = _input_gradient(x, kernel, dy, stride, dilation, padding)
         return dx, _kernel_gradient(x, kernel, dy, stride, dilation, padding)
 
-    return lax.platform_dependent(*saved, dy, cpu=shifts, default=reference)
+    tpu = partial(_mixed_gradients, stride=stride, dilation=dilation, padding=padding) if _shifts_on_tpu(saved[1], stride) else reference
+    return lax.platform_dependent(*saved, dy, cpu=shifts, tpu=tpu, default=reference)
 
 
 _depthwise.defvjp(_forward, _backward)
+
+
+def _mixed_gradients(x, kernel, dy, stride, dilation, padding):
+    """The input's gradient by shifts, the kernel's by XLA's grouped convolution."""
+    kernel_gradient = jax.vjp(lambda kernel: _grouped(x, kernel, stride, dilation, padding), kernel)[1](dy)
+    return _input_gradient(x, kernel, dy, stride, dilation, padding), *kernel_gradient
 
 
 def _input_gradient(x, kernel, dy, stride, dilation, padding):

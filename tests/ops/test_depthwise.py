@@ -67,6 +67,14 @@ def test_gradients_inside_a_scan_equal_the_unrolled_ones():
     np.testing.assert_allclose(*jax.jit(lambda kernels: (jax.grad(scanned)(kernels), jax.grad(unrolled)(kernels)))(kernels), atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel_size, stride, convolutions", [(3, 1, 1), (3, 2, 3), (7, 1, 3)])
+def test_a_tpu_is_given_shifts_for_few_taps_and_a_grouped_kernel_gradient(kernel_size, stride, convolutions):
+    loss = lambda x, kernel: jnp.sin(depthwise_conv2d(x, kernel, stride=stride)).sum()
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(draw(2, 12, 16, 5), draw(kernel_size, kernel_size, 1, 5))
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.convolution") == text.count("group_count = 5") == convolutions
+
+
 def test_half_precision_sums_in_float32():
     x, kernel = draw(1, 40, 40, 3).astype(jnp.bfloat16), draw(7, 7, 1, 3).astype(jnp.bfloat16)
     loss = lambda x, kernel: jnp.sum(depthwise_conv2d(x, kernel) * 0.1)
