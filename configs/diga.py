@@ -163,7 +163,14 @@ def _paper(name: str) -> Any:
 
 def _proda(config: Any, classes: int, val: dict[str, Any]) -> dict[str, Any]:
     """Network, optimizer and scores from GTA5 and from SYNTHIA."""
-    model = {"make": PRODA, "num_classes": classes, "backbone": "resnet101", "normalization": "caffe_128", "dtype": "float32"}
+    model = {
+        "make": PRODA,
+        "num_classes": classes,
+        "backbone": "resnet101",
+        "normalization": "caffe_128",
+        "remat": "wide",
+        "dtype": "float32",
+    }
     sgd = {"name": "sgd", "lr": 2.5e-4, "momentum": 0.9, "weight_decay": 5e-4, "multipliers": (("params/head/", 10.0),)}
     return {
         "model": {**model, "weights": config.get_oneway_ref("weights"), "classifier": "fresh"},

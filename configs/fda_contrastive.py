@@ -115,7 +115,7 @@ def _gta_cityscapes(net: str, row: str):
     models = {
         "enet": {"make": base.ENET, "num_classes": 19, "layout": "pytorch", "embedding": 64, "dtype": "float32"},
         "vgg16": {**caffe, "backbone": "vgg16"},
-        "r101": {**caffe, "backbone": "resnet101"},
+        "r101": {**caffe, "backbone": "resnet101", "remat": "wide"},
     }
     poly = {"schedule": "poly", "power": 0.9}
     sgd = {"name": "sgd", "lr": 2.5e-4, "momentum": 0.9, "weight_decay": 5e-4, "multipliers": (("classifier", 10.0),), **poly}

@@ -56,7 +56,7 @@ def start(name: str, net: str) -> Any:
 
 def network(config: Any, net: str, host: str) -> dict[str, Any]:
     weights = {"weights": config.get_oneway_ref("weights"), "classifier": "fresh"}  # the file has an encoder alone: the head is drawn
-    return {**NETWORKS[net, high(host)], "num_classes": 19, "dtype": config.get_oneway_ref("dtype"), **weights}
+    return {**NETWORKS[net, high(host)], "num_classes": 19, "remat": "wide", "dtype": config.get_oneway_ref("dtype"), **weights}
 
 
 def optimizer(net: str) -> dict[str, Any]:

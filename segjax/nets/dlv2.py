@@ -14,6 +14,7 @@ from segjax.errors import ConfigError
 from segjax.nets.deeplab import normalise
 from segjax.nets.layers import replicated
 from segjax.nets.resnet import ResNet
+from segjax.nets.scan import Remat
 from segjax.ops.conv import atrous_sum
 from segjax.typing import Array
 
@@ -36,18 +37,18 @@ class DLV2Head(nn.Module):
         return atrous_sum(x, replicated(kernel.astype(self.dtype)), bias, rates).astype(jnp.float32)
 
 
-def resnet_of(backbone: str, width: int, dtype: DTypeLike) -> ResNet:
+def resnet_of(backbone: str, width: int, remat: Remat, dtype: DTypeLike) -> ResNet:
     """ResNetV1c by name as the submodule `backbone`. ConfigError: a depth that is not built."""
     if backbone not in ("resnet50", "resnet101"):
         raise ConfigError(f"model.backbone={backbone!r}: expected resnet50 or resnet101")
-    return ResNet(int(backbone.removeprefix("resnet")), width, style="v1c", dtype=dtype, name="backbone")
+    return ResNet(int(backbone.removeprefix("resnet")), width, style="v1c", remat=remat, dtype=dtype, name="backbone")
 
 
 class DLV2(nn.Module):
     """DeepLabV2 over RGB images [B,H,W,3] in [0,1]. Returns {"logits": float32 [B,h,w,K] at stride 8, "features": layer4}.
 
     head=False gives the features alone. backbone: "resnet101" or "resnet50", ResNetV1c; `width` scales it (tests).
-    normalization: as `nets.deeplab.normalise`.
+    normalization: as `nets.deeplab.normalise`. remat: the ResNet's.
     """
 
     num_classes: int
@@ -55,12 +56,14 @@ class DLV2(nn.Module):
     width: int = 64
     dilations: Sequence[int] = REDUCED
     normalization: str = "imagenet"
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
     align_corners: bool = False
 
     @nn.compact
     def __call__(self, image: Array, train: bool = False, head: bool = True) -> dict[str, Array]:
-        stages = resnet_of(self.backbone, self.width, self.dtype)(normalise(image.astype(jnp.float32), self.normalization), train)
+        backbone = resnet_of(self.backbone, self.width, self.remat, self.dtype)
+        stages = backbone(normalise(image.astype(jnp.float32), self.normalization), train)
         if not head:
             return {"features": stages[-1]}
         return {"logits": DLV2Head(self.num_classes, self.dilations, self.dtype, name="decode_head")(stages, train), "features": stages[-1]}

@@ -21,6 +21,7 @@ from segjax.nets.daformer import DILATIONS, DAFormerHead
 from segjax.nets.deeplab import normalise
 from segjax.nets.dlv2 import REDUCED, DLV2Head, resnet_of
 from segjax.nets.mit import MiTSettings
+from segjax.nets.scan import Remat
 from segjax.ops import multi_resolution as two
 from segjax.ops.resize import bilinear
 from segjax.ops.two_views import one_batch
@@ -156,6 +157,7 @@ class HRDADLV2(_TwoResolutions, nn.Module):
     width: int = 64
     dilations: Sequence[int] = REDUCED
     normalization: str = "imagenet"
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
     align_corners: bool = False
     window: tuple[int, int] = (512, 512)
@@ -168,4 +170,4 @@ class HRDADLV2(_TwoResolutions, nn.Module):
         dlv2 = lambda classes: lambda name: DLV2Head(classes, self.dilations, self.dtype, name=name)
         attention = None if self.attention == "fixed" else dlv2(self._outputs_of_attention())
         decode = HRDAHead(dlv2(self.num_classes), attention, name="decode_head") if head else None
-        return self._answer(resnet_of(self.backbone, self.width, self.dtype), decode, image, corner, train, stride=8)
+        return self._answer(resnet_of(self.backbone, self.width, self.remat, self.dtype), decode, image, corner, train, stride=8)

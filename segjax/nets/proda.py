@@ -13,6 +13,7 @@ from segjax.errors import ConfigError
 from segjax.nets.deeplab import DILATIONS, normalise
 from segjax.nets.layers import BatchNorm, ChannelDropout, Conv, Dense, GroupNorm
 from segjax.nets.resnet import ResNet
+from segjax.nets.scan import Remat
 from segjax.typing import Array
 
 GROUPS = 32
@@ -67,6 +68,7 @@ class ProDA(nn.Module):
     backbone: "resnet101" or "resnet50". width: of its first stage; channels: of a branch and of the feature, a multiple of 32; both are
         smaller in tests and on a CPU. style: the ResNet's ("torchvision" for weights from there).
     normalization: as `nets.deeplab.normalise`; "caffe_128" is DiGA's, "none" ProDA's.
+    remat: the ResNet's.
     extra_norm: a BatchNorm between backbone and head (`bn_pretrain`, which ProDA has over a SimCLRv2 backbone).
     """
 
@@ -78,6 +80,7 @@ class ProDA(nn.Module):
     style: str = "caffe"
     extra_norm: bool = False
     dropout: float = 0.1
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
     align_corners: bool = True
 
@@ -87,7 +90,8 @@ class ProDA(nn.Module):
             raise ConfigError(f"model.backbone={self.backbone!r}: expected resnet50 or resnet101")
         depth = int(self.backbone[len("resnet") :])
         x = normalise(image.astype(jnp.float32), self.normalization)
-        x = ResNet(depth, self.width, style=self.style, kernel_init=_CONV_INIT, dtype=self.dtype, name="backbone")(x, train)[-1]
+        settings = {"style": self.style, "kernel_init": _CONV_INIT, "remat": self.remat, "dtype": self.dtype}
+        x = ResNet(depth, self.width, name="backbone", **settings)(x, train)[-1]
         if self.extra_norm:
             x = BatchNorm(dtype=self.dtype, name="bn_pretrain")(x, train)
         logits, feature = ProDAHead(self.num_classes, self.channels, self.dropout, self.dtype, name="head")(x, train)
