@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from segjax import __version__
 from segjax.errors import ConfigError, SegjaxError
 from segjax.runtime.allocator import keep_pages
+from segjax.runtime.frames import roomy
 
 _VERBS = pathlib.Path(__file__).parent / "verbs"
 EXIT_CODES = "0 done, 1 failed, 2 usage or config, 3 data, 4 weights or checkpoint, 75 preempted after a save (start again to go on)"
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_pages()
     code, said = 1, ""
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = roomy(_dispatch, list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except SegjaxError as error:
         code, said = error.code, str(error)
