@@ -15,8 +15,11 @@ from segjax.ops.conv_gradients import Padding, lax_conv, transposed
 from segjax.typing import Array
 
 _OVER_ROWS = lax.ConvDimensionNumbers((2, 3, 0, 1), (3, 2, 0, 1), (2, 3, 0, 1))  # [B,H,W,I] with [1,kh,I,O]: W is the batch
+_OVER_PIXELS = lax.ConvDimensionNumbers((3, 2, 0, 1), (3, 2, 0, 1), (2, 3, 0, 1))  # [B,H,W,I] with [B,h,W,O]: I is the batch, W is summed
+# By the estimates of scripts/tpu_forms.py:
 _IMAGES = 8  # of a device, from which they are batch enough: a tile's rows
-_COLUMNS = 24  # below, there are too few of them (both by the estimates of scripts/tpu_forms.py)
+_COLUMNS = 24  # below, there are too few of them
+_WIDE, _THIN = 512, 64  # columns from which, and channels up to which, XLA's own kernel gradient is the slower one (VGG16's first block)
 
 
 def serves(x: Array) -> bool:
@@ -28,13 +31,10 @@ def serves(x: Array) -> bool:
 
 def columns_conv(x: Array, kernel: Array, dilation: int, padding: Padding) -> Array:
     """`conv_gradients.lax_conv` of stride 1: x [B,H,W,I], kernel [kh,kw,I,O] -> [B,h,w,O] of x's type."""
-    left, right = padding[1]
-    spare = dilation * (kernel.shape[1] - 1)
     total = None
-    for j in range(kernel.shape[1]):
-        moved = (left - j * dilation, right - spare + j * dilation, 0)  # the columns that tap j meets, zero on padding
+    for j, columns in enumerate(_shifted(x, kernel.shape[1], dilation, padding)):
         part = lax.conv_general_dilated(
-            lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), moved, (0, 0, 0))),
+            columns,
             kernel[:, j][None],
             (1, 1),
             ((0, 0), padding[0]),
@@ -50,9 +50,24 @@ def columns_conv(x: Array, kernel: Array, dilation: int, padding: Padding) -> Ar
 def columns_gradients(x: Array, kernel: Array, dy: Array, *, dilation: int, padding: Padding) -> tuple[Array, Array]:
     """d loss / d x and d loss / d kernel, where dy [B,h,w,O] is d loss / d `columns_conv(x, kernel, dilation, padding)`.
 
-    The kernel's gradient is XLA's own, which sums over whole images in any case: a gradient a tap costs the same cycles and twice the
-    time to compile.
+    The kernel's gradient is XLA's own, which sums over whole images in any case: one a tap of a row costs the same cycles and twice the
+    time to compile, but for wide images of few channels.
     """
     flipped, back = transposed(kernel, dilation, padding)
-    _, kernel_gradient = jax.vjp(lambda kernel: lax_conv(x, kernel, 1, dilation, padding), kernel)
-    return columns_conv(dy, flipped, dilation, back), *kernel_gradient(dy)
+    dx = columns_conv(dy, flipped, dilation, back)
+    if x.shape[2] < _WIDE or x.shape[3] > _THIN:
+        return dx, *jax.vjp(lambda kernel: lax_conv(x, kernel, 1, dilation, padding), kernel)[1](dy)
+    step, sides = (1, dilation), ((0, 0), padding[0])
+    taps = [
+        lax.conv_general_dilated(columns, dy, step, sides, dimension_numbers=_OVER_PIXELS)[0]
+        for columns in _shifted(x, kernel.shape[1], dilation, padding)
+    ]
+    return dx, jnp.stack(taps, axis=1).astype(kernel.dtype)
+
+
+def _shifted(x: Array, taps: int, dilation: int, padding: Padding) -> list[Array]:
+    """For each tap of a row, the columns [B,H,w,I] that it meets, zero on padding."""
+    left, right = padding[1]
+    spare = dilation * (taps - 1)
+    side = lambda j: (left - j * dilation, right - spare + j * dilation, 0)
+    return [lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), side(j), (0, 0, 0))) for j in range(taps)]

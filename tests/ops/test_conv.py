@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from segjax.ops import conv
+from segjax.ops import conv, conv_columns
 from segjax.ops.conv import atrous_sum, conv2d, conv_transpose2d, same_padding
 from segjax.ops.conv_columns import columns_conv, columns_gradients
 
@@ -70,9 +70,11 @@ COLUMNS = [
 ]
 
 
+@pytest.mark.parametrize("wide", [1, 512])
 @pytest.mark.parametrize("kernel_size, dilation, padding", COLUMNS)
-def test_columns_as_the_batch_are_the_same_convolution(kernel_size, dilation, padding):
-    """The form for TPUs, which no platform of the tests would choose."""
+def test_columns_as_the_batch_are_the_same_convolution(monkeypatch, kernel_size, dilation, padding, wide):
+    """The form for TPUs, which no platform of the tests would choose, with both kernel gradients."""
+    monkeypatch.setattr(conv_columns, "_WIDE", wide)
     x, kernel = draw(2, 12, 17, 5), draw(*kernel_size, 5, 4)
     plain = lambda a, b: reference(a, b, 1, dilation, padding)
     dy = draw(*jax.eval_shape(plain, x, kernel).shape, seed=1)
