@@ -28,8 +28,8 @@ STEMS = {"ResNet": (7, 2, 3, 64), "MiT": (7, 4, 3, 64)}  # kernel, stride, paddi
 DENSE = {  # name -> map, kernel, dilation
     "DeepLabV2, layer1": ((2, 129, 257, 64), (3, 3), 1),
     "DeepLabV2, layer3": ((2, 65, 129, 256), (3, 3), 2),
-    "the same, 8 images": ((8, 65, 129, 256), (3, 3), 2),
-    "the same, 32 images": ((32, 65, 129, 256), (3, 3), 2),
+    "DeepLabV2, layer3, 8 images": ((8, 65, 129, 256), (3, 3), 2),
+    "DeepLabV2, layer3, 32 images": ((32, 65, 129, 256), (3, 3), 2),
     "DeepLabV2, layer4": ((2, 65, 129, 512), (3, 3), 4),
     "VGG16, block 1": ((2, 512, 1024, 64), (3, 3), 1),
     "ENet, dilated": ((2, 64, 128, 32), (3, 3), 8),
@@ -143,7 +143,7 @@ def tell(args, case, what, form, run, given, layers=1) -> None:
         "bytes": moved,
         "compile_cpu_seconds": seconds,
     }
-    print(f"{case:24} {what:30} {form:15} {cycles / 1e3:8,.0f} thousand cycles {moved / 1e6:6,.0f} MB {seconds:5.1f} CPU-s", flush=True)
+    print(f"{case:28} {what:30} {form:15} {cycles / 1e3:8,.0f} thousand cycles {moved / 1e6:6,.0f} MB {seconds:5.1f} CPU-s", flush=True)
     if args.out:
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
