@@ -4,7 +4,7 @@ A TPU keeps the last two dimensions of an array in tiles of 8 x 128, and its con
 Of few images XLA makes a batch by cutting their rows to pieces, with a padded copy before each convolution and another behind it. Columns
 as the batch leave the image [B,H,W,C] as it lies; images are a second spatial dimension, under a window of 1. Taps along a row are shifts
 of the columns, added up in float32 as one convolution does. `scripts/tpu_forms.py` compares the two: a convolution and its gradients take
-0.2 to 0.6 of the estimated cycles.
+0.3 to 0.6 of the estimated cycles.
 """
 
 import jax
