@@ -8,6 +8,7 @@ import pathlib
 
 from segjax.cli import xla_flags
 from segjax.runtime.allocator import keep_pages
+from segjax.runtime.frames import roomy
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 keep_pages()
@@ -43,6 +44,12 @@ SHARED = pathlib.Path(os.environ.get("SEGJAX_SHARED", ROOT.parent / "shared"))
 def pytest_collection_modifyitems(items):
     place = lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
     items.sort(key=place)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Every test with room for its frames, as a command has."""
+    return roomy(item.config.pluginmanager.getplugin("runner").pytest_runtest_protocol, item, nextitem)
 
 
 @pytest.fixture(scope="session")
