@@ -110,6 +110,12 @@ def test_traffic_counts_slices_and_main_memory_alone():
   ROOT %flat = f32[64] reshape(%one)
 }
 
+%outer (stack: f32[10,64], j: s32[]) -> f32[64] {
+  %stack = f32[10,64]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  ROOT %within = f32[64] fusion(%stack, %j), kind=kLoop, calls=%slicing
+}
+
 %updating (stack: f32[10,64], new: f32[1,64], i: s32[]) -> f32[10,64] {
   %stack = f32[10,64] parameter(0)
   %new = f32[1,64] parameter(1)
@@ -123,13 +129,15 @@ ENTRY %main (stack: f32[10,64], new: f32[1,64], i: s32[]) -> f32[10,64] {
   %new = f32[1,64] parameter(1)
   %i = s32[]{:S(2)} parameter(2)
   %a = f32[64]{0:T(128)S(1)} fusion(%stack, %i), kind=kLoop, calls=%slicing
+  %n = f32[64]{0:T(128)S(1)} fusion(%stack, %i), kind=kLoop, calls=%outer
   %b = f32[64] negate(%a)
   ROOT %c = f32[10,64] fusion(%stack, %new, %i), kind=kLoop, calls=%updating
 }
 """
     slice_bytes = 64 * 4
-    # the slice is read, its copy stays in fast memory; the negation is written; the new row is read and written
-    assert hlo.count(hlo_text.parse(text)).bytes == slice_bytes + slice_bytes + 2 * slice_bytes
+    # the slice is read twice, by a fusion and by one within another, and its copies stay in fast memory; the negation is written; the new
+    # row is read and written
+    assert hlo.count(hlo_text.parse(text)).bytes == 2 * slice_bytes + slice_bytes + 2 * slice_bytes
 
 
 def test_operations_of_a_depthwise_kernels_gradient():
