@@ -47,12 +47,15 @@ def product(x: Array, kernel: Array) -> Array:
 
 def _product_bwd(saved, dy):
     x, kernel = saved
-    dk = lax.platform_dependent(x, dy, tpu=_sum_of_products, default=_product_of_rows)
+    if x.ndim == 4 and x.shape[2] % 8:
+        dk = lax.platform_dependent(x, dy, tpu=_sum_of_products, default=_product_of_rows)
+    else:
+        dk = _product_of_rows(x, dy)
     return dy @ kernel.T, dk.astype(kernel.dtype)
 
 
 def _sum_of_products(x, dy):
-    """As one contraction over all dimensions but the last: an image whose width is no multiple of 8 is copied to become rows on a TPU."""
+    """As one contraction over all dimensions but the last: on a TPU an image whose width is no multiple of 8 is copied to become rows."""
     most = tuple(range(x.ndim - 1))
     over = lambda left, right: lax.dot_general(left, right, ((most, most), ((), ())))
     return over(x, dy) if x.shape[-1] <= dy.shape[-1] else over(dy, x).T
