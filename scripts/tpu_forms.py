@@ -42,13 +42,13 @@ DENSE = {  # name -> map, kernel, dilation
     "UNet, 8 x 8": ((1, 8, 8, 1280), (3, 3), 1),
     "VAE, 512 x 512": ((1, 512, 512, 128), (3, 3), 1),
 }
-DEPTH = 4
 DEPTHWISE = {  # name -> map, kernel
     "MiT, stage 1": ((2, 128, 128, 256), 3),
     "MiT, stage 3": ((2, 32, 32, 1280), 3),
     "MiT, stage 4": ((2, 16, 16, 2048), 3),
     "ConvNeXt, stage 1": ((2, 192, 192, 192), 7),
 }
+DEPTH = 4  # convolutions in a scan
 
 
 def space_to_depth(x, kernel, stride, padding):

@@ -26,8 +26,10 @@ def gradients(x: Array, kernel: Array, dy: Array, *, stride: int, dilation: int,
     kh, kw = kernel.shape[:2]
     if stride > 1 and dilation == 1 and _blocks(kh, stride) * _blocks(kw, stride) * stride**2 <= _WASTE * kh * kw:
         return _gradients_of_blocks(x, kernel, dy, stride, padding)
-    one = stride == 1
-    dx = _input_gradient(kernel, dy, dilation, padding) if one else _strided_input_gradient(x, kernel, dy, stride, dilation, padding)
+    if stride == 1:
+        dx = _input_gradient(kernel, dy, dilation, padding)
+    else:
+        dx = _strided_input_gradient(x, kernel, dy, stride, dilation, padding)
     return dx, _kernel_gradient(x, kernel, dy, stride, dilation, padding)
 
 

@@ -2,8 +2,8 @@
 
 On CPU a grouped convolution runs 13-27x slower than one multiply-add a tap. The kernel's gradient walks over the rows there with few
 partial sums, which stay in the cache (3x faster than a reduction a tap); all of it serves scanned layers as well. For TPUs their compiler
-estimates half of the cycles for a 3x3 whose output and input gradient are shifts and whose kernel's gradient is grouped, and more for the
-shifts of a 7x7 (`scripts/tpu_forms.py`); no TPU has run either. The form is chosen at lowering.
+estimates half of the cycles for a 3x3 whose output and input gradient are shifts and whose kernel's gradient is grouped, and no fewer for
+a 7x7 (`scripts/tpu_forms.py`); no TPU has run either. The form is chosen at lowering.
 """
 
 from functools import partial
