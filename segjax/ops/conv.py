@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segjax.ops.conv_columns import columns_conv, columns_gradients, serves
+from segjax.ops.conv_columns import columns_conv, columns_gradients, columns_serve
 from segjax.ops.conv_gradients import Padding, gradients, lax_conv
 from segjax.typing import Array
 
@@ -82,7 +82,7 @@ def _patches(x: Array, size: int) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, stride, dilation, padding):
     whole = partial(lax_conv, stride=stride, dilation=dilation, padding=padding)
-    if stride > 1 or not serves(x):
+    if not columns_serve(x, stride):
         return whole(x, kernel)
     return lax.platform_dependent(x, kernel, tpu=partial(columns_conv, dilation=dilation, padding=padding), default=whole)
 
@@ -96,7 +96,7 @@ def _conv_bwd(stride, dilation, padding, saved, dy):
         return jax.vjp(lambda a, b: lax_conv(a, b, stride, dilation, padding), x, kernel)[1](dy)
 
     products = partial(gradients, stride=stride, dilation=dilation, padding=padding)
-    columns = partial(columns_gradients, dilation=dilation, padding=padding) if stride == 1 and serves(saved[0]) else reference
+    columns = partial(columns_gradients, dilation=dilation, padding=padding) if columns_serve(saved[0], stride) else reference
     return lax.platform_dependent(*saved, dy, cpu=products, tpu=columns, default=reference)
 
 
