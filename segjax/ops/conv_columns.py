@@ -23,7 +23,7 @@ _WIDE, _THIN = 512, 64  # columns from which, and channels up to which, XLA's ow
 
 
 def columns_serve(x: Array, stride: int) -> bool:
-    """Whether the stride is 1 and x [B,H,W,C] has columns enough, and few images on each device of the mesh that its rows are spread over."""
+    """Whether the stride is 1, and x [B,H,W,C] has columns enough and few images on each device of the mesh that they are spread over."""
     devices = max(jax.sharding.get_abstract_mesh().size, 1)
     images = x.shape[0] // devices if x.shape[0] % devices == 0 else x.shape[0]
     return stride == 1 and images < _IMAGES and x.shape[2] >= _COLUMNS
