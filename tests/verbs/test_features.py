@@ -1,4 +1,4 @@
-"""`embed` of a tiny MobileSAM: features on disk, in training batches and in `refine`, gone on with after a stop, and what is refused."""
+"""`embed` of a tiny SAM: features on disk, in training batches and in `refine`, gone on with after a stop, and what is refused."""
 
 import json
 
@@ -6,15 +6,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import Golden
 from PIL import Image
 
 from segjax import cli
 from segjax.data import features, folders, pipeline
 from segjax.errors import DataError
+from segjax.nets.initial import shapes
 from segjax.nets.label_refiner import encode
+from segjax.nets.sam import Sam
+from segjax.weights import safetensors_io
 
-SET = ("--set=decoder_heads=4", "--set=image_size=128")
+TINY: dict = dict(image_size=128, embed_dim=8, depth=1, num_heads=1, mlp_dim=8, global_blocks=(0,), features=16)
+TINY |= dict(decoder_depth=1, decoder_heads=2, mask_channels=4)
+SAM = Sam(**TINY)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    rng = np.random.default_rng(1)
+    draw = lambda path, leaf: rng.normal(float("scale" in str(path[-1])), 0.3, leaf.shape).astype(np.float32)
+    return jax.tree_util.tree_map_with_path(draw, shapes(SAM))
+
+
+@pytest.fixture(scope="module")
+def model(variables, tmp_path_factory):
+    """The network's file, as `convert` writes one."""
+    path = tmp_path_factory.mktemp("sam") / "sam.safetensors"
+    safetensors_io.write(path, safetensors_io.flatten(variables), {"model": json.dumps({"make": "segjax.nets.sam:Sam", **TINY})})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -30,29 +49,24 @@ def photographs(tmp_path_factory):
     return place
 
 
-def embed(goldens, photographs, out, *flags):
-    return cli.main(
-        ["embed", f"--model={goldens / 'mobile_sam/mobile_sam.pt'}", f"--images={photographs / 'images'}", f"--output={out}", *SET, *flags]
-    )
+def embed(model, photographs, out, *flags):
+    return cli.main(["embed", f"--model={model}", f"--images={photographs / 'images'}", f"--output={out}", *flags])
 
 
 @pytest.fixture(scope="module")
-def kept(goldens, photographs, tmp_path_factory):
+def kept(model, photographs, tmp_path_factory):
     out = tmp_path_factory.mktemp("kept") / "out"
-    assert embed(goldens, photographs, out, "--flips", "--batch-size=2") == 0
+    assert embed(model, photographs, out, "--flips", "--batch-size=2") == 0
     return out
 
 
-def test_batches_hold_the_features_of_their_images(goldens, photographs, kept):
-    golden = Golden(goldens / "mobile_sam/mobile_sam.pt")
-    net = golden.net(decoder_heads=4, image_size=128)
+def test_batches_hold_the_features_of_their_images(model, variables, photographs, kept):
     images = folders.FolderDataset(photographs / "images", labels=photographs / "labels")
-    weights = str(goldens / "mobile_sam/mobile_sam.pt")
-    target = features.WithFeatures(images, kept, weights=weights)
+    target = features.WithFeatures(images, kept, weights=str(model))
     told = dict(seed=0, batch_size=4, steps=2, crop=(64, 96))
     found = list(pipeline.training_batches(images, target, **told))
     plain = list(pipeline.training_batches(images, images, **told))
-    run = jax.jit(lambda image: encode(net, golden.variables(net), image))
+    run = jax.jit(lambda image: encode(SAM, variables, image))
     mirrored = 0
     for batch, same in zip(found, plain, strict=True):
         np.testing.assert_array_equal(batch["target_image"], same["target_image"])  # features change nothing else
@@ -67,19 +81,18 @@ def test_batches_hold_the_features_of_their_images(goldens, photographs, kept):
         list(pipeline.training_batches(images, target, **{**told, "crop": (32, 64)}))
 
 
-def test_refine_reads_them(goldens, photographs, kept, tmp_path, capsys):
-    model = goldens / "mobile_sam/mobile_sam.pt"
-    told = [f"--images={photographs / 'images'}", f"--labels={photographs / 'labels'}", *SET, "--min-area=300", "--places=6"]
+def test_refine_reads_them(model, variables, photographs, kept, tmp_path, capsys):
+    told = [f"--images={photographs / 'images'}", f"--labels={photographs / 'labels'}", "--min-area=300", "--places=6"]
     for name, more in (("with", [f"--features={kept}"]), ("without", [])):
         assert cli.main(["refine", f"--model={model}", *told, f"--output={tmp_path / name}", *more]) == 0
     read = lambda name: np.stack([np.asarray(Image.open(tmp_path / name / "labels" / f"{image}.png")) for image in "ab"])
     one, other = read("with"), read("without")
     assert (one != read_labels(photographs)).any() and (one != other).mean() < 0.01  # float16 moves edges: some pixels
     capsys.readouterr()
-    another = tmp_path / "other.pt"
-    another.write_bytes(model.read_bytes() + b" ")
+    another = tmp_path / "other.safetensors"
+    safetensors_io.write(another, safetensors_io.flatten(variables), {**safetensors_io.read(model)[1], "layout": "another"})
     assert cli.main(["refine", f"--model={another}", *told, f"--output={tmp_path / 'no'}", f"--features={kept}"]) == 3
-    assert "its features are of other weights (mobile_sam.pt" in capsys.readouterr().err
+    assert "its features are of other weights (sam.safetensors" in capsys.readouterr().err
     with pytest.raises(DataError, match="of other weights"):
         features.WithFeatures(folders.FolderDataset(photographs / "images"), kept, weights=str(another))
 
@@ -88,8 +101,8 @@ def read_labels(photographs):
     return np.stack([np.asarray(Image.open(photographs / "labels" / f"{image}.png")) for image in "ab"])
 
 
-def test_goes_on_and_refuses(goldens, photographs, kept, capsys):
-    assert embed(goldens, photographs, kept, "--flips") == 0 and "nothing to do" in capsys.readouterr().out
+def test_goes_on_and_refuses(model, photographs, kept, capsys):
+    assert embed(model, photographs, kept, "--flips") == 0 and "nothing to do" in capsys.readouterr().out
     before = (kept / "features" / "b.npy").read_bytes()
     summary = json.loads((kept / features.SUMMARY).read_text())
     (kept / features.SUMMARY).unlink()
@@ -97,12 +110,12 @@ def test_goes_on_and_refuses(goldens, photographs, kept, capsys):
         features.read_summary(kept)
     (kept / "features" / "b.npy").unlink()
     untouched = (kept / "features" / "a.npy").stat().st_mtime_ns
-    assert embed(goldens, photographs, kept, "--flips", "--batch-size=2") == 0
+    assert embed(model, photographs, kept, "--flips", "--batch-size=2") == 0
     assert (kept / "features" / "a.npy").stat().st_mtime_ns == untouched
     again = np.load(kept / "features" / "b.npy")
     assert again.shape[0] == 2 and len(before) == (kept / "features" / "b.npy").stat().st_size
     assert json.loads((kept / features.SUMMARY).read_text()) == summary
-    assert embed(goldens, photographs, kept) == 2 and "made with other settings (flips: True -> False)" in capsys.readouterr().err
+    assert embed(model, photographs, kept) == 2 and "made with other settings (flips: True -> False)" in capsys.readouterr().err
     (kept / "features" / "b.npy").unlink()
     with pytest.raises(DataError, match="1 of 2 images .* have none"):
         features.WithFeatures(folders.FolderDataset(photographs / "images"), kept)
