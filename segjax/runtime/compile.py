@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from segjax.errors import SegjaxError
+from segjax.runtime import vmem
 from segjax.runtime.jaxprs import count_flops as count_flops
 from segjax.runtime.log import say
 from segjax.runtime.mesh import replicated
@@ -84,7 +85,7 @@ def finish(traced: Any, begun: float, mesh: Mesh, options: dict[str, Any] | None
     lowered = traced.lower()
     between = time.monotonic()
     with out_of_memory_told():
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options={**vmem.options(mesh), **(options or {})} or None)
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
     sizes = {f"{kind}_bytes": getattr(memory, f"{kind}_size_in_bytes", None) for kind in ("argument", "output", "temp", "alias")}

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from segjax.errors import SegjaxError
-from segjax.runtime import chips, hlo, hlo_text, topology
+from segjax.runtime import chips, hlo, hlo_text, topology, vmem
 from segjax.runtime import mesh as meshes
 from segjax.runtime.compile import compile_step
 from segjax.verbs import bench_shapes, bench_step, text_table
@@ -43,6 +43,7 @@ def _row(config, stage_name: str, name: str, mesh: str, per_device: int, efficie
     begun = time.process_time()
     step = bench_step.of_stage(config, stage_name, where, per_device)
     found = {"kind": "topology", **step.about, "topology": name, "devices": where.size, "mesh": dict(where.shape)}
+    found["compiler_options"] = vmem.options(where)
     with tempfile.TemporaryDirectory(prefix="segjax-") as folder:
         try:
             compiled, report = compile_step(step.method, step.state, step.frozen, step.batch, where, {"xla_dump_to": folder})
