@@ -51,7 +51,9 @@ def test_settings_that_change_no_result_do_not_train_again(finished, capsys):
     assert capsys.readouterr().out.count("nothing to do") == 3
 
 
-def test_an_interrupted_stage_goes_on_to_the_same_weights(finished, tmp_path):
+def test_an_interrupted_stage_goes_on_to_the_same_weights(finished, tmp_path, monkeypatch):
+    """From its save alone: what it started from is not opened again."""
+    monkeypatch.setattr(train.variables, "initial", lambda *_: pytest.fail("opened"))
     place = tmp_path / "03-fda"
     shutil.copytree(finished.workdir / "03-fda", place)
     shutil.copytree(finished.workdir / "01-source_only", tmp_path / "01-source_only")
