@@ -50,6 +50,9 @@ def outputs_of(path: pathlib.Path, model: Any) -> tuple[int, str]:
     """(number of outputs, label space's name or "") of a weights file made for this architecture; where words alone are the classifier,
     the network's own number. WeightsError: no classifier."""
     arrays, metadata = safetensors_io.read(path)
+    sizes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
+    if sizes(arrays) == sizes(safetensors_io.flatten(shapes(model))):  # of exactly this network: no other is traced beside it
+        return model.num_classes, metadata.get("label_space", "")
     axes = classifier_axes(model)
     if not axes and getattr(model, "reads_words", False):
         return model.num_classes, metadata.get("label_space", "")

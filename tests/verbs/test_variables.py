@@ -43,3 +43,13 @@ def test_parts_that_the_file_lacks_are_drawn(tmp_path):
         safetensors_io.write(path, damage)
         with pytest.raises(WeightsError, match=message):
             start()
+
+
+def test_a_file_of_exactly_this_network_tells_its_outputs_without_another_trace(tmp_path, monkeypatch):
+    path = tmp_path / "whole.safetensors"
+    whole = {name: np.zeros(leaf.shape, np.float32) for name, leaf in safetensors_io.flatten(variables.shapes(Net())).items()}
+    safetensors_io.write(path, whole, {"label_space": "cityscapes19"})
+    with monkeypatch.context() as patch:
+        patch.setattr(variables, "classifier_axes", lambda _: pytest.fail("traced"))
+        assert variables.outputs_of(path, Net()) == (19, "cityscapes19")
+    assert variables.outputs_of(path, Net(num_classes=11)) == (19, "cityscapes19")
