@@ -39,6 +39,10 @@ class Clock:
         return time.monotonic() - self.begun
 
 
+_finite = jax.jit(lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])))
+"""Whether every number of a tree is finite; the stages of a run share its program."""
+
+
 class Meter:
     """The bookkeeping of one call of the training loop."""
 
@@ -60,7 +64,6 @@ class Meter:
         self.start = self.last = start
         self.idle = 0.0  # seconds that the host waited for the device with a batch at hand
         self.host_metrics = host_metrics
-        self.finite = jax.jit(lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])))
         clock.spent["start"] = clock.total()
         self.mark = (clock.total(), dict(clock.spent), self.idle)
 
@@ -121,7 +124,7 @@ class Meter:
         """Saves `step` behind the loop, once everything up to it is known to be finite. `wait`: until it is on disk."""
         self.read(len(self.pending))
         params = getattr(state, "params", None)
-        if self.stop_on_nan and params is not None and not bool(self.finite(params)):
+        if self.stop_on_nan and params is not None and not bool(_finite(params)):
             raise SegjaxError(f"params are not finite after step {step}: not saved, older steps are intact. Lower optimizer.lr")
         if wait:
             self.row()

@@ -20,6 +20,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config = _get_config(spec)
     for override in overrides:
         _check_key(config, override)
+    if not overrides:  # a flag writes its default down as text, twice, which takes longer than to make the config
+        return config.lock()
     values = flags.FlagValues()  # private: absl's global flags would be parsed once a process only
     argv = ["segjax", *overrides]
     try:
