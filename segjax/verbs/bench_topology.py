@@ -145,8 +145,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def _at(row: dict[str, Any]) -> str:
-    level = row.get("optimization")  # rows of before have none
-    return f" at {level}" if level else ""
+    """What of the compiler's choices was not training's; rows of before may lack either."""
+    level, flags = row.get("optimization"), row.get("libtpu_init_args")
+    return (f" at {level}" if level else "") + (f" with {flags}" if flags else "")
 
 
 def _crop(crop: Any) -> str:

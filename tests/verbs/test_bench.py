@@ -123,6 +123,8 @@ def test_a_small_network_compiles_for_four_chips(tiny_config, tmp_path, capsys):
     assert any(each["kind"] == "all-reduce" and each["executions"] > 0 for each in row["collectives"])
     assert row["flops"]["program"] > 0 and row["unknown_loops"] == 0 and row["model"]["step_s"] > 0
     assert row["model"]["inputs"]["flops"] == 197e12 and "libtpu" in row["versions"]
+    assert row["compiler_options"] == {"xla_tpu_scoped_vmem_limit_kib": "13312"} and row["libtpu_init_args"] == ""
+    assert " with --some=1 |" in bench_topology.summary([row | {"libtpu_init_args": "--some=1"}])
     printed = capsys.readouterr().out
     assert "fits" in printed and "all-reduce" in printed and "weak scaling" in printed
     assert cli.main(["bench", f"--config={tiny_config}", *flags, "--optimization=O0"]) == 0
