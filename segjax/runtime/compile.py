@@ -119,6 +119,8 @@ def out_of_memory_told(report: Report | None = None) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        if kernel := vmem.too_little(str(error)):
+            raise SegjaxError(kernel) from error
         needs = f" (the step needs {_size(report.peak_bytes)} a device)" if report and report.peak_bytes else ""
         raise SegjaxError(
             f"out of device memory{needs}: {str(error).splitlines()[0][:200]}. Lower batch_size or data.crop, set "

@@ -7,6 +7,7 @@ LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=N.
 """
 
 import os
+import re
 
 from jax.sharding import Mesh
 
@@ -19,3 +20,13 @@ def options(mesh: Mesh) -> dict[str, str]:
     if mesh.devices.flat[0].platform != "tpu" or OPTION in os.environ.get("LIBTPU_INIT_ARGS", ""):
         return {}
     return {OPTION: str(KIB)}
+
+
+def too_little(message: str) -> str | None:
+    """In one line, what a compiler's error says of a kernel that takes more than its limit; None for another error. XLA's own operations
+    fit any limit, a fork's Pallas kernels may not."""
+    if not (found := re.search(r"Scoped allocation with size (\S+) and limit (\S+) exceeded", message)):
+        return None
+    kernel = re.search(r'op_name="([^"]*)"', message)
+    of = f" ({kernel[1]})" if kernel else ""
+    return f"a kernel{of} takes {found[1]} of vector memory, the limit is {found[2]}: LIBTPU_INIT_ARGS=--{OPTION}=N, in KiB, sets another"
