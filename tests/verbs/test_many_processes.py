@@ -47,7 +47,7 @@ CONFIG = """
 
     def get_config():
         config = base.run("many", steps=10, batch_size=4)
-        config.log_every, config.checkpoint_every, config.mesh.data = 1, 2, 4
+        config.log_every, config.checkpoint_every, config.mesh.data = 1, 4, 4
         scenes = {"make": base.STREET_SCENES, "size": (32, 32), "length": 8, "split": "train"}
         day, dusk = {**scenes, "look": "day"}, {**scenes, "look": "dusk"}
         shared = {
@@ -142,17 +142,17 @@ def test_two_processes_do_what_one_does(runs):
 
 def test_a_save_of_two_goes_on_in_one(runs, tmp_path, capsys):
     for stage in STAGES:
-        until_step(runs, tmp_path / "run", stage, runs.two, 6)
+        until_step(runs, tmp_path / "run", stage, runs.two, 4)
     assert cli.main(["run", *runs.argv, f"--workdir={tmp_path / 'run'}"]) == 0
-    assert capsys.readouterr().out.count("resumed from step 6") == 2
+    assert capsys.readouterr().out.count("resumed from step 4") == 2
     for stage in STAGES.values():
         assert_alike(tmp_path / "run" / stage, runs.one / stage)
 
 
 def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     """The first stage from a save of two, the second from a save of one. jax's service ends with process 0 and does not speak."""
-    until_step(runs, tmp_path, "fda", runs.two, 6)
-    until_step(runs, tmp_path, "contrast", runs.one, 6)
+    until_step(runs, tmp_path, "fda", runs.two, 4)
+    until_step(runs, tmp_path, "contrast", runs.one, 4)
     argv = ["run", *runs.argv, f"--workdir={tmp_path}"]
     first, second = start_two(argv, runs.env | {"TEST_STUCK": "32", "SEGJAX_HEARTBEAT": "10"})  # 32: the first element of step 9
     deadline = time.monotonic() + 600
@@ -170,7 +170,7 @@ def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     again = start_two(argv, runs.env)
     texts = [run.communicate(timeout=600)[0] for run in again]
     assert [run.returncode for run in again] == [0, 0], "\n".join(texts)
-    assert re.findall(r"resumed from step (\d+)", texts[0]) == ["8", "6"], texts[0]
+    assert re.findall(r"resumed from step (\d+)", texts[0]) == ["8", "4"], texts[0]
     for name, value in weights(runs.two / "01-fda").items():
         np.testing.assert_array_equal(weights(tmp_path / "01-fda")[name], value, err_msg=name)
     assert losses(tmp_path / "01-fda") == losses(runs.two / "01-fda")
