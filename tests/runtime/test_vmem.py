@@ -25,8 +25,8 @@ def test_a_kernel_over_the_limit_is_one_line():
     """The text is libtpu 0.0.52's for a Pallas kernel."""
     text = """RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:
 Ran out of memory in memory space vmem while allocating on stack for %a.1 = f32[1024,1536]{1,0:T(8,128)} custom-call(%x.1),
-metadata={op_name="jit(step)/pallas_call" stack_frame_id=2}. Scoped allocation with size 12.00M and limit 1.00M exceeded scoped vmem limit by
-11.00M. It should not be possible to run out of scoped vmem - """
+metadata={op_name="jit(step)/pallas_call" stack_frame_id=2}. Scoped allocation with size 12.00M and limit 1.00M exceeded scoped vmem
+limit by 11.00M. It should not be possible to run out of scoped vmem - """
     told = r"^a kernel \(jit\(step\)/pallas_call\) takes 12.00M of vector memory, the limit is 1.00M: LIBTPU_INIT_ARGS=--xla_tpu_scoped"
     with pytest.raises(SegjaxError, match=told), compiling.out_of_memory_told():
         raise jax.errors.JaxRuntimeError(text)
