@@ -1,7 +1,7 @@
 """The translator's training over eight devices, against its losses written out on one; what it leaves, what it refuses.
 
-Its kernels here are of 3x3 (of 7x7, 5x5 and 4x4 they are in tests/nets/test_translator.py and test_diga_run.py), judges have two layers:
-taps are most of a step to compile.
+Its kernels here are of 3x3 (of 7x7, 5x5 and 4x4 they are in tests/nets/test_translator.py and test_diga_run.py), judges have two layers,
+VGG19 the five that are looked at (all of them: tests/nets/test_perceptual.py): taps are most of a step to compile.
 """
 
 import functools
@@ -15,7 +15,7 @@ from test_contract import run
 
 from segjax.errors import ConfigError
 from segjax.methods import diga_translator
-from segjax.nets import translator
+from segjax.nets import perceptual, translator
 from segjax.nets.perceptual import VGG19, WEIGHTS
 from segjax.nets.translator import MirrorConv, Translator, to_image
 from segjax.nets.translator_cycle import PatchDiscriminator, TranslatorCycle
@@ -34,6 +34,7 @@ def method():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(translator, "MirrorConv", small)
         patch.setattr(diga_translator, "PatchDiscriminator", JUDGE)
+        patch.setattr(perceptual, "CONVS", tuple((first,) for first, *_ in perceptual.CONVS))
         yield diga_translator.make(optimizer=optax.sgd(RATE), perceptual_weight=0.1, **SMALL)
 
 
@@ -66,7 +67,7 @@ def drawn(shapes):
 
 
 @pytest.fixture(scope="module")
-def vgg():
+def vgg(method):
     return drawn(jax.eval_shape(VGG.init, jax.random.key(2), jnp.zeros((1, 32, 32, 3)))["params"])
 
 
