@@ -8,8 +8,8 @@ import textwrap
 import pytest
 
 from segjax import cli
-from segjax.generation import diffusion
-from segjax.verbs import build, personalize_work
+from segjax.generation import diffusion, language
+from segjax.verbs import build, personalize_work, scoring
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 NET = """
@@ -89,7 +89,8 @@ def finished(tiny_config, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def traced_once():
-    """Runs that start again in this process have one method, and one generator of images, for the same settings: each is traced once.
+    """Runs that start again in this process have one method, and one generator of images or texts, for the same settings, and one scorer
+    of a method: each is traced once.
 
     The folders of a run are no part of them. What a restart computes anew is tested with the methods and the loop.
     """
@@ -109,8 +110,18 @@ def traced_once():
         key = repr((spec, networks, scheduler))
         return known[key] if key in known else known.setdefault(key, personalize(spec, networks, scheduler, where))
 
-    generate, personalize = diffusion.generator, personalize_work.method
+    def writer(net, mesh, shardings, **how):
+        key = repr((net, mesh, how))
+        return known[key] if key in known else known.setdefault(key, write(net, mesh, shardings, **how))
+
+    def scorer(stage, space, first, mesh):
+        key = stage.method.predict, stage.spec["batch_size"], space.name, first, mesh
+        return known[key] if key in known else known.setdefault(key, score(stage, space, first, mesh))
+
+    generate, write, personalize, score = diffusion.generator, language.generator, personalize_work.method, scoring.Scorer
+    ours = ((build, "_assemble", stage), (diffusion, "generator", generator), (language, "generator", writer))
+    ours += ((personalize_work, "method", method), (scoring, "Scorer", scorer))
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name, once in ((build, "_assemble", stage), (diffusion, "generator", generator), (personalize_work, "method", method)):
+        for owner, name, once in ours:
             patch.setattr(owner, name, once)
         yield
