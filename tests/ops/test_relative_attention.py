@@ -11,7 +11,7 @@ from segjax.nets.sam_encoder import Block
 from segjax.ops.attention import attention
 from segjax.ops.attention_to_groups import attention_to_groups
 from segjax.ops.attention_with_bias import attention_with_bias
-from segjax.ops.relative_attention import relative_attention, relative_vectors
+from segjax.ops.relative_attention import _in_blocks, relative_attention, relative_vectors
 
 
 def draw(*shape, seed=0):
@@ -41,11 +41,23 @@ def test_equals_the_stored_bias_and_its_gradient(block):
 
     form = lambda *arguments: relative_attention(*arguments, block=block)
     arguments = (query, key, value, *tables)
-    slopes = [jax.value_and_grad(functools.partial(loss, f), tuple(range(5))) for f in (form, bias_stored)]
-    got, want = jax.jit(lambda *a: [slope(*a) for slope in slopes])(*arguments)
-    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
-    for ours, theirs in zip(got[1], want[1], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    joined = functools.partial(_in_blocks, block=block, joined=True)  # as on a TPU
+    slopes = [jax.value_and_grad(functools.partial(loss, f), tuple(range(5))) for f in (form, joined, bias_stored)]
+    *both, want = jax.jit(lambda *a: [slope(*a) for slope in slopes])(*arguments)
+    for got in both:
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+        for ours, theirs in zip(got[1], want[1], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_joined_terms_keep_their_digits_in_bfloat16():
+    """Terms of 30 and more, whose last digit in bfloat16 is an eighth or more: rounded, they are another attention."""
+    query, key, value = (draw(2, 6, 7, 3, 4, seed=n).astype(jnp.bfloat16) for n in range(3))
+    vectors = [jnp.asarray(16 * draw(n, n, 4, seed=n)) for n in (6, 7)]
+    plain, joined = (jax.jit(functools.partial(_in_blocks, block=14, joined=j))(query, key, value, *vectors) for j in (False, True))
+    np.testing.assert_allclose(np.float32(joined), np.float32(plain), rtol=0, atol=0.02)
+    text = jax.jit(relative_attention).trace(query, key, value, *vectors).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tensor<2x3x42x30xbf16>" in text  # 4 numbers of a key beside what selects twice 6 and twice 7
 
 
 def test_without_positions_it_is_plain_attention():
