@@ -5,7 +5,8 @@
 
 Stems: a strided convolution over three channels, plain and as space-to-depth with a convolution of stride 1. Convolutions of stride 1:
 plain, and with columns for a batch; depthwise ones grouped, and as shifts but for the kernel's gradient. Four of these in a scan, forward
-and backward, since alone they would pay for the layouts of arguments. Estimates rank forms, they are no times (docs/throughput.md).
+and backward, since alone they would pay for the layouts of arguments. SAM's attention, four layers forward: relative positions added to
+the logits, or beside queries and keys. Estimates rank forms, they are no times (docs/throughput.md).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segjax.ops import conv_columns, depthwise
+from segjax.ops import relative_attention as relative
 from segjax.ops.conv import same_padding
 from segjax.ops.conv_gradients import lax_conv
 from segjax.runtime import hlo, hlo_text, topology
@@ -48,7 +50,8 @@ DEPTHWISE = {  # name -> map, kernel
     "MiT, stage 4": ((2, 16, 16, 2048), 3),
     "ConvNeXt, stage 1": ((2, 192, 192, 192), 7),
 }
-DEPTH = 4  # convolutions in a scan
+ATTENTION = {"SAM ViT-H, global": (1, 64, 64, 16, 80), "SAM ViT-H, windows": (25, 14, 14, 16, 80)}  # images or windows, tokens, heads
+DEPTH = 4  # layers in a scan
 
 
 def space_to_depth(x, kernel, stride, padding):
@@ -92,6 +95,20 @@ def layers():
         yield f"{name}, {k}x{k}", "shifts", gradient(shifts), shapes
 
 
+def attentions():
+    """(name, form, a scan of attentions, the shapes of its queries, which are keys and values too, and of its relative vectors)."""
+    for name, (b, h, w, n, d) in ATTENTION.items():
+        blocks = (512, relative.BLOCK_TPU) if h * w > relative.AT_ONCE else (relative.AT_ONCE,)
+        for block, joined in [(block, False) for block in blocks] + [(blocks[-1], True)]:
+            layer = functools.partial(relative._in_blocks, block=block, joined=joined)
+
+            def call(x, rows, columns, layer=layer):
+                return lax.scan(lambda x, tables: (layer(x, x, x, *tables), None), x, (rows, columns))[0]
+
+            form = f"{'joined' if joined else 'added'}, {min(block, h * w)} queries"
+            yield name, form, call, ((b, h, w, n, d), (DEPTH, h, h, d), (DEPTH, w, w, d))
+
+
 def with_gradients(forward, backward, options):
     call = jax.custom_vjp(lambda x, kernel: forward(x, kernel, **options))
     call.defvjp(lambda *given: (call(*given), given), lambda saved, dy: backward(*saved, dy, **options))
@@ -125,6 +142,8 @@ def main() -> None:
             tell(args, name, what, form, run, given)
     for name, form, call, shapes in chosen(layers()):
         tell(args, name, "a layer, forward and backward", form, call, tuple(map(placed, shapes)), DEPTH)
+    for name, form, call, shapes in chosen(attentions()):
+        tell(args, name, "a layer, forward", form, call, tuple(map(placed, shapes)), DEPTH)
 
 
 def tell(args, case, what, form, run, given, layers=1) -> None:
