@@ -5,8 +5,9 @@
 
 Stems: a strided convolution over three channels, plain and as space-to-depth with a convolution of stride 1. Convolutions of stride 1:
 plain, and with columns for a batch; depthwise ones grouped, and as shifts but for the kernel's gradient. Four of these in a scan, forward
-and backward, since alone they would pay for the layouts of arguments. SAM's attention, four layers forward: relative positions added to
-the logits, or beside queries and keys. Estimates rank forms, they are no times (docs/throughput.md).
+and backward, since alone they would pay for the layouts of arguments. Attention to whole maps, likewise: jax's, and ours, which takes
+blocks of queries where all logits would leave vector memory. SAM's attention, four layers forward: relative positions added to the logits,
+or beside queries and keys. Estimates rank forms, they are no times (docs/throughput.md).
 """
 
 import argparse
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax.ops import conv_columns, depthwise
+from segjax.ops import attention, conv_columns, depthwise
 from segjax.ops import relative_attention as relative
 from segjax.ops.conv import same_padding
 from segjax.ops.conv_gradients import lax_conv
@@ -50,7 +51,13 @@ DEPTHWISE = {  # name -> map, kernel
     "MiT, stage 4": ((2, 16, 16, 2048), 3),
     "ConvNeXt, stage 1": ((2, 192, 192, 192), 7),
 }
-ATTENTION = {"SAM ViT-H, global": (1, 64, 64, 16, 80), "SAM ViT-H, windows": (25, 14, 14, 16, 80)}  # images or windows, tokens, heads
+MAPS = {  # name -> images, queries, keys, heads, channels of a head
+    "UNet's attention, 64 x 64": (1, 4096, 4096, 8, 40),
+    "UNet's attention, 48 x 48": (1, 2304, 2304, 8, 40),
+    "UNet's attention, 32 x 32": (1, 1024, 1024, 8, 80),
+    "MiT's attention, stage 1": (4, 16384, 256, 1, 64),
+}
+SAM = {"SAM ViT-H, global": (1, 64, 64, 16, 80), "SAM ViT-H, windows": (25, 14, 14, 16, 80)}  # images or windows, tokens, heads
 DEPTH = 4  # layers in a scan
 
 
@@ -95,9 +102,17 @@ def layers():
         yield f"{name}, {k}x{k}", "shifts", gradient(shifts), shapes
 
 
+def maps():
+    """(name, form, gradient of a scan of attentions, the shapes of a map and of the layers' matrices)."""
+    for name, (b, n, m, heads, d) in MAPS.items():
+        for form, call in (("plain", jax.nn.dot_product_attention), ("ours", attention.attention)):
+            layer = lambda x, kernel, call=call, m=m: call(x, x[:, :m] @ kernel, x[:, :m])
+            yield name, form, gradient(layer), ((b, n, heads, d), (DEPTH, d, d))
+
+
 def attentions():
     """(name, form, a scan of attentions, the shapes of its queries, which are keys and values too, and of its relative vectors)."""
-    for name, (b, h, w, n, d) in ATTENTION.items():
+    for name, (b, h, w, n, d) in SAM.items():
         blocks = (512, relative.BLOCK_TPU) if h * w > relative.AT_ONCE else (relative.AT_ONCE,)
         for block, joined in [(block, False) for block in blocks] + [(blocks[-1], True)]:
             layer = functools.partial(relative._in_blocks, block=block, joined=joined)
@@ -116,7 +131,7 @@ def with_gradients(forward, backward, options):
 
 
 def gradient(call):
-    """Of a scan of `DEPTH` convolutions, by the image and the kernels."""
+    """Of a scan of `DEPTH` layers, by the image and the kernels."""
 
     def loss(x, kernels):
         y, _ = lax.scan(lambda x, kernel: (jax.nn.relu(call(x, kernel)), None), x, kernels)
@@ -140,7 +155,7 @@ def main() -> None:
         backward = lambda x, kernel, dy, f=call: jax.vjp(lambda w: f(x, w), kernel)[1](dy)
         for what, run, given in (("forward", call, (x, kernel)), ("kernel's gradient", backward, (x, kernel, y))):
             tell(args, name, what, form, run, given)
-    for name, form, call, shapes in chosen(layers()):
+    for name, form, call, shapes in chosen((*layers(), *maps())):
         tell(args, name, "a layer, forward and backward", form, call, tuple(map(placed, shapes)), DEPTH)
     for name, form, call, shapes in chosen(attentions()):
         tell(args, name, "a layer, forward", form, call, tuple(map(placed, shapes)), DEPTH)

@@ -1,4 +1,5 @@
-"""Scaled dot-product attention in the form each platform runs well: batched products on CPU, `jax.nn.dot_product_attention` elsewhere.
+"""Scaled dot-product attention in the form each platform runs well: batched products on CPU, `jax.nn.dot_product_attention` elsewhere,
+on a TPU in blocks of queries where all logits would not stay in its vector memory.
 
 The gradient keeps the arguments, the result and two numbers a row, never the weights of all pairs, which a scanned network would stack up
 for every block; it computes them again (off the CPU: the whole forward pass). It is written out because autodiff through a choice by
@@ -14,6 +15,9 @@ from jax import lax
 from segjax.typing import Array
 
 _CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
+# Of a TPU's vector memory, by the estimates of scripts/tpu_forms.py; float32 logits of a device:
+_AT_ONCE = 128 << 20  # bytes up to which those of all queries are worked on at once
+_BLOCK = 32 << 20  # bytes of a block, where they are not
 
 
 @partial(jax.jit, static_argnames=("scale", "causal"))
@@ -38,42 +42,73 @@ def _attention(query, key, value, mask, scale):
 
 
 def _forward(query, key, value, mask, scale):
-    def products(query, key, value, mask):
-        weight, top = _weights(query, key, mask, scale)
-        total = weight.sum(-1, keepdims=True)
-        mixed = jnp.matmul(weight.astype(value.dtype), _heads_first(value), preferred_element_type=jnp.float32)
-        return _heads_first((mixed / total).astype(value.dtype)), top, total
-
-    def fused(query, key, value, mask):
-        rows = jnp.zeros((query.shape[0], query.shape[2], query.shape[1], 1), jnp.float32)
-        return _fused(query, key, value, mask, scale), rows, rows
-
-    out, *rows = lax.platform_dependent(query, key, value, mask, cpu=products, default=fused)
-    return out, (query, key, value, mask, out, rows)
+    forms = dict(cpu=partial(_whole, scale=scale), default=partial(_fused_alone, scale=scale))
+    if (rows := _rows_at_a_time(query, key)) and mask is None:
+        forms["tpu"] = partial(_in_blocks, scale=scale, rows=rows)
+    out, *saved = lax.platform_dependent(query, key, value, mask, **forms)
+    return out, (query, key, value, mask, out, saved)
 
 
 def _backward(scale, saved, dout):
     query, key, value, mask, out, rows = saved
-
-    def products(query, key, value, mask, out, top, total, dout):
-        weight, _ = _weights(query, key, mask, scale, top)
-        query, key, value, out, dout = map(_heads_first, (query, key, value, out, dout))
-        dout = dout.astype(jnp.float32) / total
-        dvalue = _product(weight.swapaxes(-1, -2), dout, value.dtype)
-        dweight = _product(dout, value.swapaxes(-1, -2), value.dtype) - (dout * out.astype(jnp.float32)).sum(-1, keepdims=True)
-        dlogits = weight * dweight * scale
-        if mask is not None:
-            dlogits = jnp.where(mask, dlogits, 0)
-        dquery, dkey = _product(dlogits, key, key.dtype), _product(dlogits.swapaxes(-1, -2), query, query.dtype)
-        return tuple(_heads_first(d).astype(x.dtype) for d, x in ((dquery, query), (dkey, key), (dvalue, value)))
-
-    def fused(query, key, value, mask, out, top, total, dout):
-        return jax.vjp(lambda query, key, value: _fused(query, key, value, mask, scale), query, key, value)[1](dout)
-
-    return *lax.platform_dependent(query, key, value, mask, out, *rows, dout, cpu=products, default=fused), None
+    forms = dict(cpu=partial(_whole_gradients, scale=scale), default=partial(_fused_gradients, scale=scale))
+    if (count := _rows_at_a_time(query, key)) and mask is None:
+        forms["tpu"] = partial(_block_gradients, scale=scale, rows=count)
+    return *lax.platform_dependent(query, key, value, mask, out, *rows, dout, **forms), None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _rows_at_a_time(query, key):
+    """Of a TPU: queries whose logits stay in vector memory, where those of all do not; 0 where all are worked on at once."""
+    devices = max(jax.sharding.get_abstract_mesh().size, 1)
+    images, n = query.shape[0] // devices if query.shape[0] % devices == 0 else query.shape[0], query.shape[1]
+    each = 4 * images * query.shape[2] * key.shape[1]  # bytes of one row
+    if each * n <= _AT_ONCE:
+        return 0
+    return max((rows for rows in range(8, n, 8) if n % rows == 0 and each * rows <= _BLOCK), default=0)
+
+
+def _whole(query, key, value, mask, scale):
+    """(result [B,N,H,E], the rows' largest logits, the rows' sums, float32 [B,H,N,1])."""
+    out, top, total = _mixed(*map(_heads_first, (query, key, value)), mask, scale)
+    return _heads_first(out), top, total
+
+
+def _in_blocks(query, key, value, mask, scale, rows):
+    """`_whole`, without a mask, `rows` queries at a time."""
+    query, key, value = map(_heads_first, (query, key, value))
+    out, top, total = map(_joined, lax.map(lambda part: _mixed(part, key, value, None, scale), _split(query, rows)))
+    return _heads_first(out), top, total
+
+
+def _fused_alone(query, key, value, mask, scale):
+    rows = jnp.zeros((query.shape[0], query.shape[2], query.shape[1], 1), jnp.float32)
+    return _fused(query, key, value, mask, scale), rows, rows
+
+
+def _whole_gradients(query, key, value, mask, out, top, total, dout, scale):
+    query, key, value, out, dout = map(_heads_first, (query, key, value, out, dout))
+    found = _mixed_gradients(query, key, value, mask, out, top, total, dout, scale)
+    return tuple(_heads_first(d).astype(x.dtype) for d, x in zip(found, (query, key, value), strict=True))
+
+
+def _block_gradients(query, key, value, mask, out, top, total, dout, scale, rows):
+    query, key, value, out, dout = map(_heads_first, (query, key, value, out, dout))
+
+    def step(sums, parts):
+        part, out, top, total, dout = parts
+        dquery, *more = _mixed_gradients(part, key, value, None, out, top, total, dout, scale)
+        return [a + b for a, b in zip(sums, more, strict=True)], dquery.astype(part.dtype)
+
+    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (key, value)]
+    (dkey, dvalue), dquery = lax.scan(step, zeros, [_split(x, rows) for x in (query, out, top, total, dout)])
+    return tuple(_heads_first(d).astype(x.dtype) for d, x in ((_joined(dquery), query), (dkey, key), (dvalue, value)))
+
+
+def _fused_gradients(query, key, value, mask, out, top, total, dout, scale):
+    return jax.vjp(lambda query, key, value: _fused(query, key, value, mask, scale), query, key, value)[1](dout)
 
 
 def _fused(query, key, value, mask, scale):
@@ -91,10 +126,28 @@ def _implementation(query: Array):
     return "cudnn" if fits and jax.default_backend() == "gpu" else None
 
 
+def _mixed(query, key, value, mask, scale):
+    """Heads first: (result [B,H,N,E], the rows' largest logits, the rows' sums)."""
+    weight, top = _weights(query, key, mask, scale)
+    total = weight.sum(-1, keepdims=True)
+    return (_product(weight, value, value.dtype) / total).astype(value.dtype), top, total
+
+
+def _mixed_gradients(query, key, value, mask, out, top, total, dout, scale):
+    """Heads first, float32: those of query, key and value."""
+    weight, _ = _weights(query, key, mask, scale, top)
+    dout = dout.astype(jnp.float32) / total
+    dvalue = _product(weight.swapaxes(-1, -2), dout, value.dtype)
+    dweight = _product(dout, value.swapaxes(-1, -2), value.dtype) - (dout * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    dlogits = weight * dweight * scale
+    if mask is not None:
+        dlogits = jnp.where(mask, dlogits, 0)
+    return _product(dlogits, key, key.dtype), _product(dlogits.swapaxes(-1, -2), query, query.dtype), dvalue
+
+
 def _weights(query, key, mask, scale, top=None):
-    """exp(logits - top), float32 [B,H,N,M], not yet divided by the rows' sums, and the rows' largest logits `top` [B,H,N,1]."""
-    query, key = _heads_first(query * jnp.asarray(scale, query.dtype)), _heads_first(key)
-    logits = _product(query, key.swapaxes(-1, -2), query.dtype)
+    """Heads first: exp(logits - top), float32 [B,H,N,M], not yet divided by the rows' sums; the rows' largest logits `top` [B,H,N,1]."""
+    logits = _product(query * jnp.asarray(scale, query.dtype), key.swapaxes(-1, -2), query.dtype)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     top = logits.max(-1, keepdims=True) if top is None else top
@@ -109,3 +162,12 @@ def _product(left, right, dtype):
 def _heads_first(x):
     """[B,N,H,D] <-> [B,H,N,D]."""
     return x.swapaxes(1, 2)
+
+
+def _split(x, rows):
+    """[B,H,N,D] as [N / rows,B,H,rows,D]; `_joined` puts it together again."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, rows, x.shape[-1]), 2, 0)
+
+
+def _joined(x):
+    return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])
