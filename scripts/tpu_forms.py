@@ -56,6 +56,7 @@ MAPS = {  # name -> images, queries, keys, heads, channels of a head
     "UNet's attention, 48 x 48": (1, 2304, 2304, 8, 40),
     "UNet's attention, 32 x 32": (1, 1024, 1024, 8, 80),
     "MiT's attention, stage 1": (4, 16384, 256, 1, 64),
+    "MiT's attention, stage 1, 10 images": (10, 16384, 256, 1, 64),
 }
 SAM = {"SAM ViT-H, global": (1, 64, 64, 16, 80), "SAM ViT-H, windows": (25, 14, 14, 16, 80)}  # images or windows, tokens, heads
 DEPTH = 4  # layers in a scan

@@ -18,6 +18,7 @@ _CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
 # Of a TPU's vector memory, by the estimates of scripts/tpu_forms.py; float32 logits of a device:
 _AT_ONCE = 128 << 20  # bytes up to which those of all queries are worked on at once
 _BLOCK = 32 << 20  # bytes of a block, where they are not
+_KEYS = 1024  # below, a block's products are too small to be worth it
 
 
 @partial(jax.jit, static_argnames=("scale", "causal"))
@@ -65,7 +66,7 @@ def _rows_at_a_time(query, key):
     devices = max(jax.sharding.get_abstract_mesh().size, 1)
     images, n = query.shape[0] // devices if query.shape[0] % devices == 0 else query.shape[0], query.shape[1]
     each = 4 * images * query.shape[2] * key.shape[1]  # bytes of one row
-    if each * n <= _AT_ONCE:
+    if each * n <= _AT_ONCE or key.shape[1] < _KEYS:
         return 0
     return max((rows for rows in range(8, n, 8) if n % rows == 0 and each * rows <= _BLOCK), default=0)
 
