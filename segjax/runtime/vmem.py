@@ -1,7 +1,7 @@
 """How much of a TPU's vector memory one operation may take for its windows: most of what decides how long a step takes to compile.
 
 The compiler unrolls an operation over the window that it works on, so large windows make long programs. Its own choice is 16 MiB on v5e
-and 32 MiB on v6e. With 13 MiB DeepLabV2-R101's step compiles in 0.8 and 0.45 of the time, at 4 to 5 % more cycles by the compiler's
+and 32 MiB on v6e. With 13 MiB DeepLabV2-R101's step compiles in 0.8 and 0.45 of the time, at 4 % more cycles by the compiler's
 estimate, which leaves out that a program's own code is loaded too (docs/throughput.md). Another choice:
 LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=N.
 """
