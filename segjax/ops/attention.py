@@ -73,7 +73,7 @@ def _rows_at_a_time(query, key):
 
 def _whole(query, key, value, mask, scale):
     """(result [B,N,H,E], the rows' largest logits, the rows' sums, float32 [B,H,N,1])."""
-    out, top, total = _mixed(*map(_heads_first, (query, key, value)), mask, scale)
+    out, top, total = _mixed(_heads_first(query), _heads_first(key), _heads_first(value), mask, scale)
     return _heads_first(out), top, total
 
 
