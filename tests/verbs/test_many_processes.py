@@ -162,7 +162,8 @@ def test_process_0_is_killed_the_other_says_so_and_both_go_on(runs, tmp_path):
     killed = time.monotonic()
     text = second.communicate(timeout=600)[0]
     assert second.returncode == 1 and time.monotonic() - killed < 10, text
-    said = [line for line in text.splitlines() if line and "[Gloo]" not in line]
+    gloos = lambda line: "[Gloo]" in line or "peer ranks" in line  # of several threads, whose lines may run into each other
+    said = [line for line in text.splitlines() if line and not gloos(line)]
     assert len(said) == 1 and said[0].startswith("segjax: process 0 (") and "is lost" in said[0], text
     first.communicate()
     assert not (tmp_path / "01-fda/done.json").exists()
