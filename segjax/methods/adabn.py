@@ -7,7 +7,6 @@ import optax
 from segjax.errors import ConfigError
 from segjax.nets.apply import predictor, target_image, train_forward
 from segjax.nets.layers import BN_MOMENTUM
-from segjax.runtime.optim import global_norm
 from segjax.runtime.state import TrainState
 from segjax.typing import Batch, Frozen, Key, Method, Metrics
 
@@ -36,7 +35,7 @@ def make(*, model, optimizer: optax.GradientTransformation | None = None) -> Met
         _, update = train_forward(model, state.params, empty, image, None)
         share = 1.0 / (state.step + 1)
         moved = jax.tree.map(lambda old, new: old + share * (new / BN_MOMENTUM - old), state.batch_stats, update)
-        change = global_norm(jax.tree.map(jnp.subtract, moved, state.batch_stats))
+        change = optax.global_norm(jax.tree.map(jnp.subtract, moved, state.batch_stats))
         return state.replace(step=state.step + 1, batch_stats=moved), {"statistics/change": change}
 
     return Method(init, step, predictor(model))

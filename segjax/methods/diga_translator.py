@@ -21,7 +21,6 @@ from segjax.nets.perceptual import VGG19, WEIGHTS
 from segjax.nets.translator_cycle import PatchDiscriminator, TranslatorCycle, source_to_target
 from segjax.ops.label_edges import label_edges
 from segjax.ops.two_views import by_view, one_batch
-from segjax.runtime.optim import global_norm
 from segjax.typing import Array, Batch, Frozen, Key, Method, Metrics
 
 
@@ -131,7 +130,7 @@ def make(
         slopes, metrics = jax.grad(loss, has_aux=True)(images)
         (gradient,) = back(slopes)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics |= {"judges/loss": judged, "gradient_norm": global_norm(gradient)}
+        metrics |= {"judges/loss": judged, "gradient_norm": optax.global_norm(gradient)}
         new = {"params": optax.apply_updates(state.params, updates), "opt_state": opt_state}
         return state.replace(step=state.step + 1, judges=judges, judges_opt_state=judges_opt_state, **new), metrics
 

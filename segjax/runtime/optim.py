@@ -128,12 +128,6 @@ def _scale_by_path(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTr
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update) if multipliers else optax.identity()
 
 
-def global_norm(tree) -> Array:
-    """The length of a tree of real numbers as one vector. optax's, the same number, squares and adds their imaginary parts as well: four
-    more operations a leaf to trace and to compile."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
-
-
 def ema_update(old, new, step: Array | int, decay: float):
     """Teacher after step t = 0, 1, ...: a * old + (1 - a) * new with a = min(1 - 1/(t + 1), decay), so t = 0 copies the student.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from segjax.errors import ConfigError
-from segjax.runtime.optim import accumulated_grad, ema_update, global_norm
+from segjax.runtime.optim import accumulated_grad, ema_update
 from segjax.runtime.state import TrainState, without
 from segjax.typing import Array, Key, Metrics, Terms
 
@@ -77,4 +77,4 @@ def gradients(
 
     rows = jnp.arange(next(iter(inputs.values())).shape[0])
     found, means, carry = accumulated_grad(part_terms, params, {**inputs, "rows": rows}, accumulate, carry=carry)
-    return found, {**means, "gradient_norm": jnp.asarray(global_norm(found), jnp.float32)}, carry
+    return found, {**means, "gradient_norm": jnp.asarray(optax.global_norm(found), jnp.float32)}, carry
