@@ -33,7 +33,7 @@ def train(
     mesh: jax.sharding.Mesh | None = None,
     seed: int = 0,
     frozen: Frozen = (),
-    initial_variables: dict | None = None,
+    initial_variables: Callable[[], dict | None] = lambda: None,
     checkpoint_every: int = 1000,
     keep: int = 3,
     log_every: int = 50,
@@ -48,12 +48,12 @@ def train(
     """Trains to `steps` finished steps and returns the state; the same call again goes on from the newest good checkpoint.
 
     batches: batches(start) iterates this process's numpy batches from step `start` on, the same whatever came before.
-    initial_variables: {"params", "batch_stats"} put into a new state by `state.with_variables`. evaluate: called with the state
-    after every `evaluate_every` steps (0: never); what it returns is logged. resumed: called once with a state that came from a
-    checkpoint, for what a kill may have cut off after that save. A row of metrics is the mean over `log_every` steps,
-    with images_per_s (rows of the largest input), step_s, data_wait and host_idle (shares of the window in which the host waited for a
-    batch, and for the device: near 1, the device is the limit), goodput (share of the time since the call
-    that went into steps) and what host_metrics() says. `stop_on_nan` looks at metrics named loss..., and at params before a save.
+    initial_variables: gives {"params", "batch_stats"} that a new state takes (`state.with_variables`), or None; a run that goes on from a
+    save does not ask. evaluate: called with the state after every `evaluate_every` steps (0: never); what it returns is logged. resumed:
+    called once with a state that came from a checkpoint, for what a kill may have cut off after that save. A row of metrics is the mean
+    over `log_every` steps, with images_per_s (rows of the largest input), step_s, data_wait and host_idle (shares of the window in which
+    the host waited for a batch, and for the device: near 1, the device is the limit), goodput (share of the time since the call that went
+    into steps) and what host_metrics() says. `stop_on_nan` looks at metrics named loss..., and at params before a save.
     profile: (first, last), steps whose trace is written to the workdir's profile/ (`runtime.profile`).
     Raises Preempted after a save on SIGTERM or SIGINT; ConfigError, DataError, WeightsError; SegjaxError on NaN, a full disk or
     too little memory. Nothing saved before is lost by any of them.
@@ -143,7 +143,8 @@ def _begin(method, seed, first, mesh, saves, initial_variables, overrides) -> tu
     # Runs once: on CPU a quarter of the compile time without optimisation, which accelerators do not need for it.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     batch = meshes.put_batch(first, mesh)
-    given = jax.device_put(initial_variables, meshes.shard_rules(initial_variables, mesh))
+    given = initial_variables()
+    given = jax.device_put(given, meshes.shard_rules(given, mesh))
 
     def make(key, batch, given):  # in one program, so that what `given` replaces is never drawn
         state = draw(key, batch)

@@ -152,7 +152,7 @@ class _Job:
             mesh=mesh,
             seed=spec["seed"],
             frozen=frozen,
-            initial_variables={"params": {name: getattr(model, name).variables["params"] for name in trained}} if trained else None,
+            initial_variables=lambda: {"params": {name: getattr(model, name).variables["params"] for name in trained}} if trained else None,
             evaluate=exported,
             evaluate_every=spec["export_every"],
             resumed=functools.partial(exported.again, spec["export_every"]),

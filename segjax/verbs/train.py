@@ -14,12 +14,10 @@ from typing import Any
 import jax
 
 from segjax.data import pipeline, robust
-from segjax.data.label_spaces import LabelSpace
 from segjax.data.sampling import count_labels
 from segjax.data.stream import Stream
 from segjax.errors import ConfigError
 from segjax.runtime import log, loop, peers
-from segjax.runtime.checkpoint import Checkpoints
 from segjax.verbs import build, folder, frozen, scores, scoring, stages, startup, variables, words
 
 BROKEN = "broken.jsonl"
@@ -117,7 +115,7 @@ def train_stage(
         workdir=place,
         mesh=mesh,
         seed=stage.seed,
-        initial_variables=_initial(stage, space, start, place),
+        initial_variables=lambda: words.put(stage, variables.initial(stage, space, start), anew=start is None),
         frozen=frozen.load(weights),
         evaluate=functools.partial(_evaluate, scorer, trials),
         host_metrics=ledger.metrics,
@@ -127,13 +125,6 @@ def train_stage(
     )
     seconds = time.monotonic() - begin
     return _finish(stage, state, scorer, trials, place, ledger, space=space.name, digest=digest, seconds=seconds)
-
-
-def _initial(stage: build.Stage, space: LabelSpace, start: pathlib.Path | None, place: pathlib.Path) -> variables.Variables | None:
-    """The variables that the stage starts from; None for fresh ones, and where a save is there: it goes on from that."""
-    if Checkpoints(place / "checkpoints").agreed_steps():
-        return None
-    return words.put(stage, variables.initial(stage, space, start), anew=start is None)
 
 
 def _batches(stage: build.Stage, streams: list[Stream], place: pathlib.Path, ledger: robust.Ledger, start_step: int):

@@ -97,11 +97,11 @@ def test_falls_back_past_a_damaged_save(tmp_path, capsys):
 def test_initial_variables_reach_student_and_teacher(tmp_path):
     given = {"params": {"w": np.full((3, 16), 2.0, np.float32), "v": np.zeros((16, 1), np.float32)}}
     still = toy.make(optimizer=optax.set_to_zero())
-    state = run(tmp_path, 3, still, initial_variables=given, mesh=make_mesh(8))
+    state = run(tmp_path, 3, still, initial_variables=lambda: given, mesh=make_mesh(8))
     assert (np.asarray(state.params["w"]) == 2).all() and np.allclose(state.ema_params["w"], 2)
     given["params"]["w"] = given["params"]["w"][:, :5]
     with pytest.raises(WeightsError, match="w \\(3, 5\\) for \\(3, 16\\)"):
-        run(tmp_path / "other", 3, initial_variables=given)
+        run(tmp_path / "other", 3, initial_variables=lambda: given)
 
 
 def test_nan_stops_after_its_row_and_is_never_saved(tmp_path):
