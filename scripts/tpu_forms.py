@@ -51,7 +51,7 @@ DEPTHWISE = {  # name -> map, kernel
     "MiT, stage 4": ((2, 16, 16, 2048), 3),
     "ConvNeXt, stage 1": ((2, 192, 192, 192), 7),
 }
-MAPS = {  # name -> images, queries, keys, heads, channels of a head
+ATTENTION = {  # name -> images, queries, keys, heads, channels of a head
     "UNet's attention, 64 x 64": (1, 4096, 4096, 8, 40),
     "UNet's attention, 48 x 48": (1, 2304, 2304, 8, 40),
     "UNet's attention, 32 x 32": (1, 1024, 1024, 8, 80),
@@ -103,15 +103,15 @@ def layers():
         yield f"{name}, {k}x{k}", "shifts", gradient(shifts), shapes
 
 
-def maps():
+def attentions():
     """(name, form, gradient of a scan of attentions, the shapes of a map and of the layers' matrices)."""
-    for name, (b, n, m, heads, d) in MAPS.items():
+    for name, (b, n, m, heads, d) in ATTENTION.items():
         for form, call in (("plain", jax.nn.dot_product_attention), ("ours", attention.attention)):
             layer = lambda x, kernel, call=call, m=m: call(x, x[:, :m] @ kernel, x[:, :m])
             yield name, form, gradient(layer), ((b, n, heads, d), (DEPTH, d, d))
 
 
-def attentions():
+def sam_attentions():
     """(name, form, a scan of attentions, the shapes of its queries, which are keys and values too, and of its relative vectors)."""
     for name, (b, h, w, n, d) in SAM.items():
         blocks = (512, relative.BLOCK_TPU) if h * w > relative.AT_ONCE else (relative.AT_ONCE,)
@@ -156,9 +156,9 @@ def main() -> None:
         backward = lambda x, kernel, dy, f=call: jax.vjp(lambda w: f(x, w), kernel)[1](dy)
         for what, run, given in (("forward", call, (x, kernel)), ("kernel's gradient", backward, (x, kernel, y))):
             tell(args, name, what, form, run, given)
-    for name, form, call, shapes in chosen((*layers(), *maps())):
+    for name, form, call, shapes in chosen((*layers(), *attentions())):
         tell(args, name, "a layer, forward and backward", form, call, tuple(map(placed, shapes)), DEPTH)
-    for name, form, call, shapes in chosen(attentions()):
+    for name, form, call, shapes in chosen(sam_attentions()):
         tell(args, name, "a layer, forward", form, call, tuple(map(placed, shapes)), DEPTH)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from segjax.ops.per_device import images_of_a_device
 from segjax.typing import Array
 
 _CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
@@ -43,8 +44,8 @@ def _attention(query, key, value, mask, scale):
 
 
 def _forward(query, key, value, mask, scale):
-    forms = dict(cpu=partial(_whole, scale=scale), default=partial(_fused_alone, scale=scale))
-    if (rows := _rows_at_a_time(query, key)) and mask is None:
+    forms = dict(cpu=partial(_whole, scale=scale), default=partial(_fused_forward, scale=scale))
+    if rows := _rows_at_a_time(query, key, mask):
         forms["tpu"] = partial(_in_blocks, scale=scale, rows=rows)
     out, *saved = lax.platform_dependent(query, key, value, mask, **forms)
     return out, (query, key, value, mask, out, saved)
@@ -53,7 +54,7 @@ def _forward(query, key, value, mask, scale):
 def _backward(scale, saved, dout):
     query, key, value, mask, out, rows = saved
     forms = dict(cpu=partial(_whole_gradients, scale=scale), default=partial(_fused_gradients, scale=scale))
-    if (count := _rows_at_a_time(query, key)) and mask is None:
+    if count := _rows_at_a_time(query, key, mask):
         forms["tpu"] = partial(_block_gradients, scale=scale, rows=count)
     return *lax.platform_dependent(query, key, value, mask, out, *rows, dout, **forms), None
 
@@ -61,12 +62,11 @@ def _backward(scale, saved, dout):
 _attention.defvjp(_forward, _backward)
 
 
-def _rows_at_a_time(query, key):
+def _rows_at_a_time(query, key, mask):
     """Of a TPU: queries whose logits stay in vector memory, where those of all do not; 0 where all are worked on at once."""
-    devices = max(jax.sharding.get_abstract_mesh().size, 1)
-    images, n = query.shape[0] // devices if query.shape[0] % devices == 0 else query.shape[0], query.shape[1]
-    each = 4 * images * query.shape[2] * key.shape[1]  # bytes of one row
-    if each * n <= _AT_ONCE or key.shape[1] < _KEYS:
+    n, m = query.shape[1], key.shape[1]
+    each = 4 * images_of_a_device(query) * query.shape[2] * m  # bytes of one row
+    if mask is not None or each * n <= _AT_ONCE or m < _KEYS:
         return 0
     return max((rows for rows in range(8, n, 8) if n % rows == 0 and each * rows <= _BLOCK), default=0)
 
@@ -84,7 +84,7 @@ def _in_blocks(query, key, value, mask, scale, rows):
     return _heads_first(out), top, total
 
 
-def _fused_alone(query, key, value, mask, scale):
+def _fused_forward(query, key, value, mask, scale):
     rows = jnp.zeros((query.shape[0], query.shape[2], query.shape[1], 1), jnp.float32)
     return _fused(query, key, value, mask, scale), rows, rows
 

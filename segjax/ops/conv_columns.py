@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segjax.ops.conv_gradients import Padding, lax_conv, transposed
+from segjax.ops.per_device import images_of_a_device
 from segjax.typing import Array
 
 _OVER_ROWS = lax.ConvDimensionNumbers((2, 3, 0, 1), (3, 2, 0, 1), (2, 3, 0, 1))  # [B,H,W,I] with [1,kh,I,O]: W is the batch
@@ -24,9 +25,7 @@ _WIDE, _THIN = 512, 64  # columns from which, and channels up to which, XLA's ow
 
 def columns_serve(x: Array, stride: int) -> bool:
     """Whether the stride is 1, and x [B,H,W,C] has columns enough and few images on each device of the mesh that they are spread over."""
-    devices = max(jax.sharding.get_abstract_mesh().size, 1)
-    images = x.shape[0] // devices if x.shape[0] % devices == 0 else x.shape[0]
-    return stride == 1 and images < _IMAGES and x.shape[2] >= _COLUMNS
+    return stride == 1 and images_of_a_device(x) < _IMAGES and x.shape[2] >= _COLUMNS
 
 
 def columns_conv(x: Array, kernel: Array, dilation: int, padding: Padding) -> Array:

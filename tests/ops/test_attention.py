@@ -53,7 +53,7 @@ def test_blocks_of_queries_agree_with_their_gradients(monkeypatch):
     monkeypatch.setattr(ops, "_KEYS", 0)
     monkeypatch.setattr(ops, "_BLOCK", 4 * 3 * 2 * 7 * 11)
     arrays, weight = _inputs(n=24), np.random.default_rng(2).standard_normal((3, 24, 2, 8)).astype(np.float32)
-    assert ops._rows_at_a_time(*arrays[:2]) == 8
+    assert ops._rows_at_a_time(*arrays[:2], None) == 8
     forms = [jax.value_and_grad(lambda a, f=f: jnp.sum(f(*a) * weight)) for f in (ops.attention, jax.nn.dot_product_attention)]
     ours, theirs = jax.jit(lambda a: [form(a) for form in forms])(arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), ours, theirs)
@@ -65,7 +65,7 @@ def test_blocks_of_queries_agree_with_their_gradients(monkeypatch):
 def test_blocks_where_logits_would_leave_a_tpus_vector_memory(b, n, m, heads, rows):
     """Stable Diffusion's largest map at 512 and at 384 pixels; few keys, as in MiT; a number of queries that nothing divides."""
     query, key = (jax.ShapeDtypeStruct((b, length, heads, 40), jnp.bfloat16) for length in (n, m))
-    assert ops._rows_at_a_time(query, key) == rows
+    assert ops._rows_at_a_time(query, key, None) == rows
     loops = jax.jit(ops.attention).trace(query, key, key).lower(lowering_platforms=("tpu",)).as_text().count("stablehlo.while")
     assert loops == (rows > 0)
 
